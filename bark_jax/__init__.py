@@ -1,0 +1,55 @@
+"""Bark in JAX: text to speech with Suno's Bark, on GPU, TPU and CPU. This file is the public door, nothing else.
+
+    import bark_jax
+
+    bark = bark_jax.load("suno/bark")
+    bark.generate("Hello!", voice="v2/en_speaker_6", seed=7).save("hello.wav")
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from bark_jax.bark import Bark, load
+from bark_jax.config import BarkConfig, ConfigError
+from bark_jax.hub import HubError
+from bark_jax.sampling import Sampling, SamplingError
+from bark_jax.speech import BarkWarning, Segment, Speech
+from bark_jax.text import TextError
+from bark_jax.voice import Voice, VoiceError
+from bark_jax.weights import CheckpointError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bark",
+    "BarkConfig",
+    "BarkWarning",
+    "CheckpointError",
+    "ConfigError",
+    "HubError",
+    "Sampling",
+    "SamplingError",
+    "Segment",
+    "Speech",
+    "TextError",
+    "Voice",
+    "VoiceError",
+    "generate",
+    "load",
+]
+
+
+def generate(text: Any, *, model: str = "bark-nano", **options: Any) -> Any:
+    """`Bark.generate` with a model that is loaded at the first call and kept: see there for the arguments.
+
+    Args:
+      model: what `load` takes. One model is kept; another one replaces it.
+    """
+    return _loaded(model).generate(text, **options)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str) -> Bark:
+    return load(model)

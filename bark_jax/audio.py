@@ -1,0 +1,223 @@
+"""Waveforms in and out of files: write, read, resample.
+
+Takes and gives mono ``float32 (samples,)`` at a rate in Hz. This file knows nothing of models. Float audio is never
+clipped; only 16-bit output is, because it has no numbers for more.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import struct
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+FORMATS = {".wav": ("float", "pcm16"), ".flac": ("pcm16",), ".ogg": ("vorbis",), ".mp3": ("mp3",)}
+"""Endings that `write` knows, and the sample formats of each, the default first."""
+
+MAX_DURATION_S = 3_600.0
+"""Longest recording that `read` takes, unless told otherwise."""
+
+_RATES = (1_000, 384_000)
+_BLOCK = 2**16
+
+
+class AudioError(ValueError):
+    """Audio, or a file of it, that breaks a rule. The message names the value, the rule and the choices."""
+
+
+def write(
+    target: str | Path | IO[bytes],
+    audio: np.ndarray,
+    sample_rate: int,
+    *,
+    subtype: str | None = None,
+    format: str | None = None,
+) -> None:
+    """Write a waveform.
+
+    Args:
+      target: a path, whose ending chooses the format (.wav, .flac, .ogg, .mp3), or a binary file object. A file is
+        replaced in one step when it is complete.
+      audio: (samples,) float, full scale ±1. No samples give an empty .wav or .ogg.
+      sample_rate: Hz.
+      subtype: ``"float"`` (32-bit, the default of .wav, exact) or ``"pcm16"`` (the default of .flac): round(x · 32768),
+        clipped to 16 bits. .ogg (Vorbis) and .mp3 have one sample format each, and lose detail.
+      format: an ending such as ``".flac"``, for file objects (default ``".wav"``) and paths with another ending.
+
+    Raises:
+      AudioError: not one-dimensional float audio, a NaN or an infinity, an unknown format, or too long for the format.
+      OSError: the file cannot be written; an earlier file of that name is then as it was.
+    """
+    path = Path(target) if isinstance(target, str | os.PathLike) else None
+    ending = format if format is not None else path.suffix if path is not None else ".wav"
+    ending = ending.lower() if ending.startswith(".") else f".{ending.lower()}"
+    if ending not in FORMATS:
+        raise AudioError(f"The format of {str(target)!r} is {ending!r}: the formats are {', '.join(FORMATS)}")
+    subtype = FORMATS[ending][0] if subtype is None else subtype
+    if subtype not in FORMATS[ending]:
+        raise AudioError(f"The subtype is {subtype!r}: a {ending} file has {' or '.join(FORMATS[ending])}")
+    audio, sample_rate = _checked(audio), _rate(sample_rate)
+    if path is None:
+        buffer = io.BytesIO()  # libsndfile seeks, a pipe or a socket cannot
+        _encode(buffer, audio, sample_rate, ending, subtype)
+        stream: Any = target
+        stream.write(buffer.getbuffer())
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb+") as file:
+            _encode(file, audio, sample_rate, ending, subtype)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def wav_bytes(audio: np.ndarray, sample_rate: int, *, subtype: str = "pcm16") -> bytes:
+    """A whole .wav file in memory, 16-bit by default because every browser plays that. Arguments as for `write`."""
+    buffer = io.BytesIO()
+    write(buffer, audio, sample_rate, subtype=subtype)
+    return buffer.getvalue()
+
+
+def read(source: str | Path | IO[bytes], sample_rate: int, *, max_duration_s: float = MAX_DURATION_S) -> np.ndarray:
+    """Read a recording as mono.
+
+    Args:
+      source: path or binary file object, in any format that libsndfile knows (wav, flac, ogg, mp3, aiff, ...).
+      sample_rate: Hz of the result.
+      max_duration_s: longest recording taken, in seconds.
+
+    Returns:
+      (samples,) float32, the mean of the channels, at `sample_rate`. Integer formats are scaled to ±1.
+
+    Raises:
+      AudioError: not an audio file, fewer samples than its header promises (libsndfile does not tell for .wav), empty,
+        longer than `max_duration_s`, or with a NaN or an infinity in it.
+      OSError: the file is missing or cannot be read.
+    """
+    import soundfile
+
+    sample_rate = _rate(sample_rate)
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    name = str(path) if path is not None else "the audio"
+    if path is not None and path.exists() and not path.is_file():
+        raise AudioError(f"{path} is not a file: it must be a recording, such as a .wav or .flac")
+    stream: Any = path.open("rb") if path is not None else source
+    try:
+        blocks = []
+        with soundfile.SoundFile(stream) as file:
+            own = file.samplerate
+            if not _RATES[0] <= own <= _RATES[1]:
+                raise AudioError(f"{name} has a rate of {own} Hz: the rate must be {_RATES[0]} to {_RATES[1]} Hz")
+            n, limit = 0, int(max_duration_s * own)
+            while True:  # in blocks, because a header may promise more samples than there are
+                block = file.read(max(1, _BLOCK // file.channels), dtype="float32", always_2d=True)
+                if len(block) == 0:
+                    break
+                n += len(block)
+                if n > limit:
+                    raise AudioError(f"{name} is longer than {max_duration_s:g} seconds: cut it, or raise the limit")
+                blocks.append(block.mean(axis=1))
+            promised = file.frames
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{name} is not a sound file that can be read: {_reason(error)}") from None
+    finally:
+        if path is not None:
+            stream.close()
+    if not blocks:
+        raise AudioError(f"{name} is empty: it must hold at least one sample")
+    if n < promised:
+        raise AudioError(f"{name} is cut off: its header promises {promised:,} samples, and it has {n:,}")
+    audio = _checked(np.concatenate(blocks), name)
+    return audio if own == sample_rate else resample(audio, own, sample_rate)
+
+
+def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Another rate, with soxr's high quality (a linear-phase low-pass; the ends are not faded).
+
+    Args:
+      audio: (samples,) float.
+
+    Returns:
+      (round(samples · to / from),) float32, within one sample; a copy if the rates are equal.
+
+    Raises:
+      AudioError: not one-dimensional float audio, a NaN or an infinity, or a rate that is not 1,000 to 384,000 Hz.
+    """
+    import soxr
+
+    audio, from_rate, to_rate = _checked(audio), _rate(from_rate), _rate(to_rate)
+    if from_rate == to_rate or len(audio) == 0:
+        return audio.copy()
+    return np.asarray(soxr.resample(audio, from_rate, to_rate, quality="HQ"), np.float32)
+
+
+def _rate(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not _RATES[0] <= value <= _RATES[1]:
+        raise AudioError(f"The sample rate is {value!r}: it must be a whole number of Hz, {_RATES[0]} to {_RATES[1]}")
+    return int(value)
+
+
+def _checked(audio: Any, name: str = "the audio") -> np.ndarray:
+    try:
+        array = np.asarray(audio)
+    except Exception as error:
+        raise AudioError(f"{name} cannot be made an array: {error}") from None
+    if array.ndim != 1:
+        raise AudioError(f"{name} has shape {array.shape}: it must be mono, (samples,)")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(f"{name} is of type {array.dtype}: it must be float, with full scale ±1")
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise AudioError(f"{name} holds NaN or infinity, first at sample {int(np.argmin(np.isfinite(array)))}")
+    return array
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "error_string", None) or str(error)  # without the name of the temporary file
+
+
+def _pcm16(audio: np.ndarray) -> np.ndarray:
+    # 32,768 is what readers divide by, so that rounding is the only error within full scale.
+    return np.clip(np.rint(audio * np.float32(32_768)), -32_768, 32_767).astype("<i2")
+
+
+def _encode(file: Any, audio: np.ndarray, sample_rate: int, ending: str, subtype: str) -> None:
+    if ending == ".wav":
+        _encode_wav(file, audio, sample_rate, subtype)
+        return
+    import soundfile
+
+    if len(audio) == 0 and ending != ".ogg":
+        raise AudioError(f"There are no samples, and a {ending} file cannot be empty: write .wav")
+    names = {".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
+    container, codec = names[ending]
+    try:
+        with soundfile.SoundFile(file, "w", sample_rate, 1, codec, format=container) as sound:
+            samples = _pcm16(audio) if subtype == "pcm16" else audio
+            for start in range(0, len(samples), _BLOCK):  # libsndfile overflows its stack on long Vorbis writes
+                sound.write(samples[start : start + _BLOCK])
+    except (soundfile.SoundFileError, ValueError) as error:
+        raise AudioError(f"A {ending} file of {sample_rate} Hz cannot be written: {_reason(error)}") from None
+
+
+def _encode_wav(file: Any, audio: np.ndarray, sample_rate: int, subtype: str) -> None:
+    # By hand, because libsndfile writes the time into float files, and equal audio should be equal bytes.
+    pcm = subtype == "pcm16"
+    samples = _pcm16(audio) if pcm else audio.astype("<f4", copy=False)
+    width, tag = samples.itemsize, 1 if pcm else 3
+    fmt = struct.pack("<HHIIHH", tag, 1, sample_rate, sample_rate * width, width, 8 * width)
+    chunks = b"fmt " + struct.pack("<I", len(fmt)) + fmt
+    if not pcm:
+        chunks += b"fact" + struct.pack("<II", 4, len(samples))
+    size = 4 + len(chunks) + 8 + samples.nbytes
+    if size >= 2**32:
+        raise AudioError(f"The audio has {len(samples):,} samples: a .wav file holds 4 GiB, write .flac")
+    file.write(b"RIFF" + struct.pack("<I", size) + b"WAVE" + chunks + b"data" + struct.pack("<I", samples.nbytes))
+    file.write(samples.data)

@@ -1,0 +1,506 @@
+"""`Bark`: the whole way from text to waveform, on one screen. No maths: every step is a call into a stage module.
+
+    text ─ text.encode ─▶ ids ─ semantic ─▶ semantic ids ─ coarse ─▶ 2 codebooks ─ fine ─▶ 8 codebooks ─ codec ─▶ audio
+
+Takes texts, voices, seeds and settings; checks all of them before computing anything; forms batches of a compiled row
+count; gives `Speech`. Loading is `load`, which also converts what is not native yet.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bark_jax import audio as audio_files
+from bark_jax import coarse, codec, fine, library, sampling, semantic, text, tokens
+from bark_jax import weights as checkpoints
+from bark_jax.config import BarkConfig
+from bark_jax.progress import Progress, reporter
+from bark_jax.sampling import Sampling, SamplingError
+from bark_jax.speech import BarkWarning, Segment, Speech
+from bark_jax.voice import Voice, VoiceError
+from bark_jax.weights import Weights
+
+VoiceLike = None | str | Path | Mapping[str, Any] | Voice
+"""What a caller may mean by a voice: none, a name, a path, Suno's dictionary, a `Voice`."""
+
+T = TypeVar("T")
+
+MAX_ROWS = 16
+"""Most rows of one batch unless `rows` says otherwise: about 150 MB of cache each with the small model in float32."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One utterance to make, checked."""
+
+    text: str
+    ids: np.ndarray
+    """(text_length,) int32."""
+    voice: Voice | None
+    seed: int
+    sampling: Sampling
+
+
+class Bark:
+    """A loaded model. Make one with `bark_jax.load`.
+
+    Methods take one input, or a list and give a list; `voice`, `seed` and `sampling` may then be lists too. Row i of a
+    batch is what the call alone gives; bit-equal at the same compiled row count, which is the next power of two (up to
+    16), or always `rows` if that was given to `load`.
+
+    Attributes:
+      config: sizes, ids and rates.
+      device: the `jax.Device` that holds the weights.
+      dtype: "float32" or "bfloat16".
+    """
+
+    def __init__(
+        self,
+        config: BarkConfig,
+        tokenizer_json: str,
+        weights: Mapping[str, Weights],
+        *,
+        name: str = "bark",
+        dtype: str = "float32",
+        rows: int | None = None,
+        voices: library.Library | None = None,
+    ):
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+            raise ValueError(f"rows is {rows!r}: it must be an integer of 1 or more, or None")
+        self.config, self.name, self.dtype, self.rows = config, name, dtype, rows
+        self.device: jax.Device = weights["semantic"].leaves[0].devices().pop()
+        self._tokenizer = text.load_tokenizer(tokenizer_json, config.semantic)
+        self._weights = dict(weights)
+        self._codec: codec.Codec = weights["codec"].module
+        self._library = voices or library.Library([], config)
+        # XLA's CPU programs convert a whole bfloat16 cache to float32 and back at every step.
+        low = dtype == "bfloat16" and self.device.platform != "cpu"
+        self._cache_dtype = jnp.bfloat16 if low else jnp.float32
+
+    @classmethod
+    def load(cls, model: str | Path = "bark-nano", **options: Any) -> Bark:
+        """The same as `bark_jax.load`."""
+        return load(model, **options)
+
+    def __repr__(self) -> str:
+        return f"Bark({self.name!r}, {self.dtype}, {self.device})"
+
+    # --- the whole way ------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        text: str | Sequence[str],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike] = None,
+        seed: int | None | Sequence[int | None] = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008 - frozen
+        progress: Progress = None,
+    ) -> Any:
+        """Speak.
+
+        Args:
+          text: a text of 1 to 256 tokens, or a list of them. Whitespace is collapsed, nothing else is changed.
+          voice: see `VoiceLike`; names are looked up in the model's folder, in ``BARK_JAX_VOICES``, and on the hub.
+          seed: 0 .. 2**64 - 1. None draws one, recorded in `Speech.seed`.
+          sampling: temperatures and limits.
+          progress: True shows a bar per stage when stderr is a terminal; or a function called with
+            (stage, done, total).
+
+        Returns:
+          A `Speech`, or a list of them for a list. Warns (`BarkWarning`) where speech is empty or was cut by the
+          model's limit.
+
+        Raises:
+          TextError, VoiceError, SamplingError: all are `ValueError` and say what is wrong with which item, and nothing
+            has been computed. `OSError` if a voice file cannot be read.
+        """
+        requests = self._requests(text, voice, seed, sampling)
+        speeches: list[Speech] = []
+        with reporter(progress) as report, jax.default_device(self.device):
+            for group, n_rows in self._groups(requests):
+                speeches += self._speak(group, n_rows, report)
+        for speech in speeches:
+            if len(speech.semantic) == 0:
+                warnings.warn(
+                    f"The speech of {speech.text[:60]!r} is empty: its first token was the end (seed {speech.seed})",
+                    BarkWarning,
+                    stacklevel=2,
+                )
+            elif len(speech.semantic) == self.config.semantic.max_tokens:
+                warnings.warn(
+                    f"The speech of {speech.text[:60]!r} was cut at the model's limit of "
+                    f"{self.config.semantic.max_tokens} semantic tokens (seed {speech.seed}): use shorter texts",
+                    BarkWarning,
+                    stacklevel=2,
+                )
+        return speeches if _is_list(text) else speeches[0]
+
+    def _speak(self, group: list[Request], rows: int, report: Callable[[str, int, int], None]) -> list[Speech]:
+        timings: dict[str, float] = {}
+        with _timed(timings, "semantic"):
+            said, ended = self._semantic(group, rows, report)
+        with _timed(timings, "coarse"):
+            codes = self._coarse(group, said, rows, report)
+        with _timed(timings, "fine"):
+            codes8 = self._fine(group, codes, rows, report)
+        with _timed(timings, "codec"):
+            waves = self._decode(codes8, rows)
+        config = self.config
+        return [
+            Speech(
+                audio=audio,
+                sample_rate=config.codec.sample_rate,
+                text=request.text,
+                seed=request.seed,
+                ended=stop,
+                rows=rows,
+                semantic=words,
+                coarse=two,
+                fine=eight,
+                model=config.fingerprint,
+                segments=(
+                    Segment(request.text, 0.0, len(audio) / config.codec.sample_rate, request.seed, stop),
+                ),
+                timings=timings,
+            )
+            for request, words, stop, two, eight, audio in zip(
+                group, said, ended, codes, codes8, waves, strict=True
+            )
+        ]
+
+    # --- the stages, numpy in and out ---------------------------------------------------------------------------------
+
+    def text_to_semantic(
+        self,
+        text: str | Sequence[str],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike] = None,
+        seed: int | None | Sequence[int | None] = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008
+        progress: Progress = None,
+    ) -> Any:
+        """Stage 1: text → semantic ids (n,) int32, 0 to 768 of them at 49.9 per second. Arguments as in `generate`."""
+        requests = self._requests(text, voice, seed, sampling)
+        with reporter(progress) as report, jax.default_device(self.device):
+            said = [row for group, n in self._groups(requests) for row in self._semantic(group, n, report)[0]]
+        return said if _is_list(text) else said[0]
+
+    def semantic_to_coarse(
+        self,
+        semantic: np.ndarray | Sequence[np.ndarray],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike] = None,
+        seed: int | None | Sequence[int | None] = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008
+        progress: Progress = None,
+    ) -> Any:
+        """Stage 2: semantic ids (n,), n ≥ 1 → codes (2, F) int32 of the first codebooks, F = floor(n · 75 / 49.9)."""
+        rows = _as_list(semantic)
+        arrays = [
+            _integers(row, f"semantic{where}", (1,), 0, self.config.semantic.vocab_size - 1)
+            for row, where in zip(rows, _places(semantic, rows), strict=True)
+        ]
+        requests = self._requests([""] * len(rows), _spread(voice, semantic), _spread(seed, semantic), sampling, ids=False)
+        out: list[np.ndarray] = []
+        with reporter(progress) as report, jax.default_device(self.device):
+            for (group, n), part in zip(self._groups(requests), self._groups(arrays), strict=True):
+                out += self._coarse(group, part[0], n, report)
+        return out if _is_list(semantic) else out[0]
+
+    def coarse_to_fine(
+        self,
+        coarse: np.ndarray | Sequence[np.ndarray],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike] = None,
+        seed: int | None | Sequence[int | None] = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008
+        progress: Progress = None,
+    ) -> Any:
+        """Stage 3: codes (q, F) of the first q codebooks, F ≥ 1 → codes (8, F) int32 of all.
+
+        q is 2 for what stage 2 gives; 1 to 7 as in Suno's code, the same for all items of a list.
+        """
+        config = self.config.fine
+        rows = _as_list(coarse)
+        places = _places(coarse, rows)
+        arrays = [
+            _integers(row, f"coarse{where}", (None, 1), 0, config.codebook_size - 1)
+            for row, where in zip(rows, places, strict=True)
+        ]
+        given = {len(array) for array in arrays}
+        low, high = config.network.n_codes_given, config.n_codebooks - 1
+        if len(given) > 1 or not all(low <= q <= high for q in given):
+            raise ValueError(
+                f"coarse has {sorted(given)} codebooks: it must have {low} to {high}, the same number in every item"
+            )
+        requests = self._requests([""] * len(rows), _spread(voice, coarse), _spread(seed, coarse), sampling, ids=False)
+        out: list[np.ndarray] = []
+        with reporter(progress) as report, jax.default_device(self.device):
+            for (group, n), part in zip(self._groups(requests), self._groups(arrays), strict=True):
+                out += self._fine(group, part[0], n, report)
+        return out if _is_list(coarse) else out[0]
+
+    def decode(self, fine: np.ndarray | Sequence[np.ndarray]) -> Any:
+        """Codes (q, F), q up to 8 → audio (320 · F,) float32 at 24 kHz, not clipped."""
+        rows = _as_list(fine)
+        config = self.config.codec
+        arrays = [
+            _integers(row, f"fine{where}", (None, 0), 0, config.codebook_size - 1)
+            for row, where in zip(rows, _places(fine, rows), strict=True)
+        ]
+        with jax.default_device(self.device):
+            out = [wave for part, n in self._groups(arrays) for wave in self._decode(part, n)]
+        return out if _is_list(fine) else out[0]
+
+    def encode(self, audio: np.ndarray | Sequence[np.ndarray], sample_rate: int | None = None) -> Any:
+        """Audio → codes (8, F) int32, F = ceil(samples / 320).
+
+        Args:
+          audio: (samples,) float, mono, or a list.
+          sample_rate: of `audio`, in Hz; resampled to 24 kHz where it differs. None: it is 24 kHz already.
+        """
+        rate = self.config.codec.sample_rate
+        rows = [np.asarray(row) for row in _as_list(audio)]
+        if sample_rate is not None and sample_rate != rate:
+            rows = [audio_files.resample(row, sample_rate, rate) for row in rows]
+        with jax.default_device(self.device):
+            out = [codes for row in rows for codes in [codec.encode(self._codec, row)]]
+        return out if _is_list(audio) else out[0]
+
+    def voices(self) -> list[str]:
+        """Names of the voices on this machine, for `voice=`."""
+        return self._library.names()
+
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each network."""
+        return {name: sum(leaf.size for leaf in part.leaves) for name, part in self._weights.items()}
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def _semantic(
+        self, group: list[Request], rows: int, report: Callable[[str, int, int], None]
+    ) -> tuple[list[np.ndarray], list[bool]]:
+        config = self.config.semantic
+        prompts = [semantic.prompt(config, r.ids, None if r.voice is None else r.voice.semantic) for r in group]
+        settings = [r.sampling for r in group]
+        # A row that only fills the batch stops after one token.
+        prompts = _pad(prompts, rows, prompts[0])
+        settings = _pad(settings, rows, Sampling(max_duration_s=0.0))
+        said, ended = semantic.generate(
+            self._weights["semantic"],
+            config,
+            np.stack(prompts),
+            settings,
+            self._keys(group, rows, "semantic"),
+            cache_dtype=self._cache_dtype,
+            progress=lambda done, total: report("semantic", done, total),
+        )
+        return said[: len(group)], ended[: len(group)]
+
+    def _coarse(
+        self,
+        group: list[Request],
+        said: list[np.ndarray],
+        rows: int,
+        report: Callable[[str, int, int], None],
+    ) -> list[np.ndarray]:
+        config = self.config.coarse
+        prompts = []
+        for request, words in zip(group, said, strict=True):
+            history = None if request.voice is None else (request.voice.semantic, request.voice.coarse)
+            prompts.append(coarse.prompt(config, words, history, request.sampling.max_coarse_history))
+        codes = coarse.generate(
+            self._weights["coarse"],
+            config,
+            _pad(prompts, rows, coarse.idle(config)),
+            _pad([r.sampling for r in group], rows, group[0].sampling.replace(top_k=None, top_p=None)),
+            self._keys(group, rows, "coarse"),
+            cache_dtype=self._cache_dtype,
+            progress=lambda done, total: report("coarse", done, total),
+        )
+        return codes[: len(group)]
+
+    def _fine(
+        self,
+        group: list[Request],
+        codes: list[np.ndarray],
+        rows: int,
+        report: Callable[[str, int, int], None],
+    ) -> list[np.ndarray]:
+        config = self.config.fine
+        states = [
+            fine.prompt(config, part, None if r.voice is None else r.voice.fine)
+            for r, part in zip(group, codes, strict=True)
+        ]
+        filled = fine.generate(
+            self._weights["fine"],
+            config,
+            _pad(states, rows, fine.idle(config)),
+            _pad([r.sampling for r in group], rows, Sampling()),
+            self._keys(group, rows, "fine"),
+            n_given=len(codes[0]),
+            progress=lambda done, total: report("fine", done, total),
+        )
+        return filled[: len(group)]
+
+    def _decode(self, codes: list[np.ndarray], rows: int) -> list[np.ndarray]:
+        empty = np.zeros((len(codes[0]), 0), np.int32)
+        return codec.decode(self._codec, _pad(codes, rows, empty))[: len(codes)]  # type: ignore[return-value]
+
+    def _keys(self, group: list[Request], rows: int, stage: str) -> jax.Array:
+        return sampling.stage_keys(_pad([r.seed for r in group], rows, 0), stage)
+
+    def _groups(self, items: list[T]) -> Iterator[tuple[list[T], int]]:
+        """Split into batches, with the compiled row count of each."""
+        most = self.rows or MAX_ROWS
+        for start in range(0, len(items), most):
+            part = items[start : start + most]
+            yield part, self.rows or 1 << (len(part) - 1).bit_length()
+
+    def _requests(
+        self, said: Any, voice: Any, seed: Any, settings: Any, *, ids: bool = True
+    ) -> list[Request]:
+        """Check everything, item by item, before anything is computed."""
+        many = _is_list(said)
+        texts = list(said) if many else [said]
+        voices = _broadcast(voice, len(texts), many, "voice")
+        seeds = _broadcast(seed, len(texts), many, "seed")
+        settings = _broadcast(settings, len(texts), many, "sampling")
+        known: dict[int, Voice | None] = {}
+        requests = []
+        for i, (line, v, s, how) in enumerate(zip(texts, voices, seeds, settings, strict=True)):
+            try:
+                if id(v) not in known:
+                    known[id(v)] = self._library.get(v)
+                if not isinstance(how, Sampling):
+                    raise SamplingError(f"sampling is {how!r}: it must be a bark_jax.Sampling")
+                least, most = self.config.coarse.window, self.config.coarse.max_history
+                if how.max_coarse_history is None:
+                    how = how.replace(max_coarse_history=most)  # noqa: PLW2901
+                elif not least <= how.max_coarse_history <= most:
+                    raise SamplingError(
+                        f"max_coarse_history is {how.max_coarse_history}: it must be {least} to {most}, or None"
+                    )
+                length = self.config.semantic.text_length
+                encoded = text.encode(self._tokenizer, self.config.semantic, line) if ids else np.zeros(length, np.int32)
+                drawn = sampling.new_seed() if s is None else sampling.check_seed(s)
+            except ValueError as error:
+                if many and ids:
+                    raise type(error)(f"item {i}: {error}") from error
+                raise
+            requests.append(Request(line, encoded, known[id(v)], drawn, how))
+        return requests
+
+
+def load(
+    model: str | Path = "bark-nano",
+    *,
+    dtype: str | None = None,
+    device: str | jax.Device | None = None,
+    rows: int | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    sizes: Mapping[str, str] | None = None,
+) -> Bark:
+    """Load a model.
+
+    Args:
+      model: a native folder (from ``python -m convert``); a folder of Suno's ``.pt`` files, a Hugging Face Bark folder or
+        a hub id such as ``suno/bark``, which are converted once, into the cache (needs ``bark-jax[convert]``).
+      dtype: of the weights, "float32" or "bfloat16"; None is bfloat16 on GPU and TPU, float32 on CPU.
+      device: "cpu", "gpu", "tpu", a `jax.Device`, or None for JAX's default, the best there is.
+      rows: compile for exactly this many rows and fill batches up to it; results are then bit-equal whatever the number of
+        texts. None: the next power of two, at most 16.
+      revision: branch, tag or commit of a hub id.
+      local_files_only: never use the network.
+      sizes: {"text" | "coarse" | "fine": "small" | "large"} chooses among Suno's ``.pt`` files where both sizes are there.
+
+    Raises:
+      HubError: the model is nowhere, or cannot be fetched (an `OSError`).
+      CheckpointError, ConfigError, ConversionError: the files are not a Bark model (all are `ValueError`).
+    """
+    place = _device(device)
+    dtype = dtype or ("float32" if place.platform == "cpu" else "bfloat16")
+    if dtype not in checkpoints.DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(checkpoints.DTYPES)}")
+    folder, source = library.locate(model, revision=revision, local_files_only=local_files_only, sizes=sizes)
+    config, tokenizer_json, weights = checkpoints.read(folder, dtype=dtype, device=place)
+    repository = str(model) if isinstance(model, str) and not Path(model).expanduser().exists() else None
+    voices = library.Library(
+        [folder, source], config, repository=repository, local_files_only=local_files_only
+    )
+    return Bark(config, tokenizer_json, weights, name=str(model), dtype=dtype, rows=rows, voices=voices)
+
+
+def _device(device: str | jax.Device | None) -> jax.Device:
+    if device is None:
+        return jax.devices()[0]
+    if isinstance(device, jax.Device):
+        return device
+    if device not in ("cpu", "gpu", "tpu"):
+        raise ValueError(f"device is {device!r}: choose 'cpu', 'gpu', 'tpu', a jax.Device, or None")
+    try:
+        return jax.devices(device)[0]
+    except RuntimeError:
+        there = ", ".join(sorted({d.platform for d in jax.devices()} | {"cpu"}))
+        raise ValueError(f"device is {device!r}, but JAX finds none: there is {there}") from None
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - start
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if _is_list(value) else [value]
+
+
+def _places(value: Any, rows: list[Any]) -> list[str]:
+    return [f"[{i}]" for i in range(len(rows))] if _is_list(value) else [""]
+
+
+def _spread(value: Any, like: Any) -> Any:
+    """An argument for one item, made a list when the items were passed on as a list of one."""
+    return value if _is_list(like) or _is_list(value) else [value]
+
+
+def _broadcast(value: Any, n: int, many: bool, name: str) -> list[Any]:
+    if not _is_list(value):
+        return [value] * n
+    if not many:
+        raise ValueError(f"{name} is a list of {len(value)}, but there is one text: lists go together")
+    if len(value) != n:
+        raise ValueError(f"{name} has {len(value)} items for {n} texts: give one for all, or one for each")
+    return list(value)
+
+
+def _pad(items: Sequence[T], rows: int, filler: T) -> list[T]:
+    return [*items, *[filler] * (rows - len(items))]
+
+
+def _integers(value: Any, name: str, shape: tuple[int | None, ...], low: int, high: int) -> np.ndarray:
+    """`value` as int32, or a ValueError; `shape` gives the rank and, where not None, the least size of an axis."""
+    array = np.asarray(value)
+    if array.ndim != len(shape) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}: it must be integers with {len(shape)} axes")
+    if any(least is not None and size < least for size, least in zip(array.shape, shape, strict=True)):
+        raise ValueError(f"{name} has shape {array.shape}: it is empty")
+    if array.size and (array.min() < low or array.max() > high):
+        raise ValueError(f"{name} has values {array.min()} to {array.max()}: they must be {low} to {high}")
+    return array.astype(np.int32)

@@ -1,0 +1,147 @@
+"""``bark-jax``: say, voices, info. Exit code 0 only on success; an error is one line on stderr and code 1 (usage: 2)."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+import bark_jax
+
+
+class _Commands(click.Group):
+    """Turns the errors that users cause into one line; a bug keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(bark_jax.__version__, prog_name="bark-jax")
+def main() -> None:
+    """Bark text-to-speech in JAX."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+_model = click.option(
+    "-m",
+    "--model",
+    default="bark-nano",
+    show_default=True,
+    help="A folder (native, Suno's .pt files, Hugging Face) or a hub id such as suno/bark.",
+)
+_offline = click.option("--local-files-only", is_flag=True, help="Never use the network.")
+
+
+@main.command()
+@click.argument("text", nargs=-1, required=True)
+@_model
+@click.option("-v", "--voice", help="A voice's name (see `bark-jax voices`) or file.")
+@click.option("-o", "--output", default="speech.wav", show_default=True, help="wav, flac or ogg.")
+@click.option("--seed", type=int, help="0 to 2**64 - 1; the same seed says it the same way.")
+@click.option("--text-temperature", type=float, default=0.7, show_default=True)
+@click.option("--coarse-temperature", type=float, default=0.7, show_default=True)
+@click.option("--fine-temperature", type=float, default=0.5, show_default=True)
+@click.option("--top-k", type=int, help="Keep the k most likely tokens.")
+@click.option("--top-p", type=float, help="Keep the most likely tokens up to this sum.")
+@click.option("--min-eos-p", type=float, default=0.2, show_default=True, help="End the speech at this probability.")
+@click.option("--max-duration", type=float, help="Seconds; the model's limit is about 15.")
+@click.option("--greedy", is_flag=True, help="No randomness: the most likely token at every step.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the weights.")
+@click.option("--device", type=click.Choice(["cpu", "gpu", "tpu"]))
+@click.option("--float", "as_float", is_flag=True, help="Write 32-bit float samples (wav only).")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+@_offline
+def say(
+    text: tuple[str, ...],
+    model: str,
+    voice: str | None,
+    output: str,
+    seed: int | None,
+    text_temperature: float,
+    coarse_temperature: float,
+    fine_temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_eos_p: float,
+    max_duration: float | None,
+    greedy: bool,
+    dtype: str | None,
+    device: str | None,
+    as_float: bool,
+    quiet: bool,
+    local_files_only: bool,
+) -> None:
+    """Speak TEXT into a file ("-" reads the text from stdin)."""
+    line = " ".join(text)
+    if line == "-":
+        line = click.get_text_stream("stdin").read()
+    settings = bark_jax.Sampling(
+        text_temperature=0.0 if greedy else text_temperature,
+        coarse_temperature=0.0 if greedy else coarse_temperature,
+        fine_temperature=0.0 if greedy else fine_temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_eos_p=min_eos_p,
+        max_duration_s=max_duration,
+    )
+    parent = Path(output).absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {parent} to write {Path(output).name} into")
+    bark = bark_jax.load(model, dtype=dtype, device=device, local_files_only=local_files_only)
+    start = time.perf_counter()
+    speech = bark.generate(line, voice=voice, seed=seed, sampling=settings, progress=not quiet)
+    seconds = time.perf_counter() - start
+    speech.save(output, subtype="float" if as_float else None)
+    if not quiet:
+        factor = f", {seconds / speech.duration:.2f} × real time" if speech.duration else ""
+        stages = ", ".join(f"{stage} {t:.2f}" for stage, t in speech.timings.items())
+        click.echo(f"{output}: {speech.duration:.2f} s of speech, seed {speech.seed}")
+        click.echo(f"took {seconds:.2f} s with compilation{factor} ({stages})", err=True)
+
+
+@main.command()
+@_model
+@_offline
+def voices(model: str, local_files_only: bool) -> None:
+    """List the voices on this machine that MODEL can use."""
+    names = bark_jax.load(model, device="cpu", local_files_only=local_files_only).voices()
+    for name in names:
+        click.echo(name)
+    if not names:
+        click.echo("no voices here: set BARK_JAX_VOICES to a folder of .npz files, or give a file", err=True)
+
+
+@main.command()
+@_model
+@_offline
+def info(model: str, local_files_only: bool) -> None:
+    """Show what MODEL is made of, and what this machine offers."""
+    import jax
+
+    bark = bark_jax.load(model, device="cpu", dtype="float32", local_files_only=local_files_only)
+    config = bark.config
+    click.echo(f"bark-jax    {bark_jax.__version__} (jax {jax.__version__}, Python {sys.version.split()[0]})")
+    click.echo(f"devices     {', '.join(str(device) for device in jax.devices())}")
+    click.echo(f"model       {model} (tokens of {config.fingerprint})")
+    for name, count in bark.parameters().items():
+        network = getattr(getattr(config, name), "network", None)
+        size = f"{network.n_layer} layers, {network.n_head} heads, width {network.n_embd}" if network else "EnCodec"
+        click.echo(f"{name:<11} {count / 1e6:8.1f} M parameters, {size}")
+    limit = config.semantic.max_tokens / config.semantic.rate_hz
+    click.echo(f"limits      {config.semantic.text_length} text tokens, {limit:.1f} s of speech per call")
+    click.echo(f"audio       {config.codec.sample_rate} Hz, {config.codec.n_codebooks} codebooks")
+    click.echo(f"voices      {len(bark.voices())} on this machine")

@@ -1,0 +1,276 @@
+"""The two transformer networks of Bark: `CausalGPT` (semantic, coarse) and `FineGPT` (fine).
+
+They know embeddings, attention and a cache, and nothing of stages, sampling or loops. Notable features, all as in
+Suno's ``model.py`` and ``model_fine.py``: pre-normalised GPT-2 blocks, learned positions, fused QKV, exact (erf) GELU,
+layer norm epsilon 1e-5, no dropout (inference), residual stream in float32.
+
+Shapes use: B rows, T positions of the input, S slots of the cache, H heads, K size of a head, N = B·H, D width,
+V vocabulary, Q codebooks. A cache holds, per layer, keys and values of shape (N, S, K) in separate buffers, and the
+layers are a Python list: measured in ``benchmarks/NOTES.md``, this is the layout that XLA updates without copying.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from bark_jax.config import FineGPTConfig, GPTConfig
+from bark_jax.linear import Linear, matmul
+
+MASKED = -1e30
+"""Added to the score of a slot that must not be seen; finite, so that a row with nothing to see stays a number."""
+
+
+class KVCache(NamedTuple):
+    """Keys and values of every layer: two tuples of n_layer arrays (B · H, S, K), rows of a batch head by head.
+
+    Starts as zeros, never as uninitialised memory: a masked slot is multiplied by an exact zero, and 0 · NaN is NaN.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+    @classmethod
+    def zeros(cls, config: GPTConfig, rows: int, slots: int, dtype: jnp.dtype = jnp.float32) -> KVCache:
+        """An empty cache of `slots` positions for `rows` rows."""
+        shape = (rows * config.n_head, slots, config.n_embd // config.n_head)
+        # Every buffer is its own array: one shared zero could not be donated twice.
+        keys = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layer))
+        return cls(keys, tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layer)))
+
+
+class Embedding(nnx.Module):
+    """A table (V, D); rows are returned in float32."""
+
+    def __init__(self, n: int, width: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), (n, width), jnp.float32))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.weight[...][ids].astype(jnp.float32)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, epsilon 1e-5 (torch's, and Suno's explicit value), with an optional bias."""
+
+    def __init__(self, width: int, *, bias: bool):
+        self.weight = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        y = centred * lax.rsqrt(variance + 1e-5) * self.weight[...].astype(jnp.float32)
+        return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
+
+
+def _dot(a: jax.Array, b: jax.Array, dimension_numbers: lax.DotDimensionNumbers) -> jax.Array:
+    precision = lax.Precision.HIGHEST if b.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(
+        a.astype(b.dtype), b, dimension_numbers, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _softmax(scores: jax.Array) -> jax.Array:
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused projection, in the order q, k, v."""
+
+    def __init__(self, width: int, n_head: int, *, bias: bool, std_out: float, rngs: nnx.Rngs):
+        self.n_head = n_head
+        self.c_attn = Linear(width, 3 * width, bias=bias, std=0.02, rngs=rngs)
+        self.c_proj = Linear(width, width, bias=bias, std=std_out, rngs=rngs)
+
+    def whole(self, x: jax.Array, *, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Attend within x (B, T, D); also returns keys and values (N, T, K)."""
+        rows, length, width = x.shape
+        qkv = self.c_attn(x).reshape(rows, length, 3, self.n_head, width // self.n_head)
+        q, k, v = (part.reshape(rows * self.n_head, length, -1) for part in qkv.transpose(2, 0, 3, 1, 4))
+        scores = _dot(q, k, (((2,), (2,)), ((0,), (0,)))) * (q.shape[-1] ** -0.5)  # (N, T, T)
+        if causal:
+            scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, MASKED)
+        y = _dot(_softmax(scores), v, (((2,), (1,)), ((0,), (0,))))  # (N, T, K)
+        y = y.reshape(rows, self.n_head, length, -1).transpose(0, 2, 1, 3).reshape(rows, length, width)
+        return self.c_proj(y), k, v
+
+    def step(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, slot: jax.Array, bias: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Attend from one position: x (B, D), its keys and values written at `slot`, `bias` (N, S) added to scores."""
+        rows, width = x.shape
+        qkv = self.c_attn(x).reshape(rows, 3, self.n_head, width // self.n_head)
+        q, k, v = (part.reshape(rows * self.n_head, -1) for part in qkv.transpose(1, 0, 2, 3))
+        keys = lax.dynamic_update_slice(keys, k.astype(keys.dtype)[:, None], (0, slot, 0))
+        values = lax.dynamic_update_slice(values, v.astype(values.dtype)[:, None], (0, slot, 0))
+        scores = _dot(q, keys, (((1,), (2,)), ((0,), (0,)))) * (q.shape[-1] ** -0.5)  # (N, S)
+        y = _dot(_softmax(scores + bias), values, (((1,), (1,)), ((0,), (0,))))  # (N, K)
+        return self.c_proj(y.reshape(rows, width)), keys, values
+
+
+class MLP(nnx.Module):
+    """Two linears, four times as wide between them, with the exact GELU."""
+
+    def __init__(self, width: int, *, bias: bool, std_out: float, rngs: nnx.Rngs):
+        self.c_fc = Linear(width, 4 * width, bias=bias, std=0.02, rngs=rngs)
+        self.c_proj = Linear(4 * width, width, bias=bias, std=std_out, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.c_proj(jax.nn.gelu(self.c_fc(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """One pre-normalised transformer layer."""
+
+    def __init__(self, width: int, n_head: int, n_layer: int, *, bias: bool, norm_bias: bool, rngs: nnx.Rngs):
+        std_out = 0.02 / (2 * n_layer) ** 0.5  # GPT-2's initialisation of what is added to the residual stream
+        self.ln_1 = LayerNorm(width, bias=norm_bias)
+        self.attn = Attention(width, n_head, bias=bias, std_out=std_out, rngs=rngs)
+        self.ln_2 = LayerNorm(width, bias=norm_bias)
+        self.mlp = MLP(width, bias=bias, std_out=std_out, rngs=rngs)
+
+    def whole(self, x: jax.Array, *, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y, k, v = self.attn.whole(self.ln_1(x), causal=causal)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), k, v
+
+    def step(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, slot: jax.Array, bias: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y, keys, values = self.attn.step(self.ln_1(x), keys, values, slot, bias)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), keys, values
+
+
+class CausalGPT(nnx.Module):
+    """The decoder-only network of the semantic and coarse stages."""
+
+    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.wte = Embedding(config.input_vocab_size, config.n_embd, rngs=rngs)
+        self.wpe = Embedding(config.block_size, config.n_embd, rngs=rngs)
+        self.blocks = nnx.List(
+            Block(
+                config.n_embd, config.n_head, config.n_layer, bias=config.bias, norm_bias=config.bias, rngs=rngs
+            )
+            for _ in range(config.n_layer)
+        )
+        self.ln_f = LayerNorm(config.n_embd, bias=config.bias)
+        self.lm_head = Linear(config.n_embd, config.output_vocab_size, bias=False, std=0.02, rngs=rngs)
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """Token embeddings, positions not yet added: ids (...) int32 → (..., D)."""
+        return self.wte(ids)
+
+    def hidden(self, x: jax.Array) -> jax.Array:
+        """Every position at once: embeddings x (B, T, D) at positions 0 .. T-1 → normalised states (B, T, D)."""
+        x = x + self.wpe(jnp.arange(x.shape[1]))
+        for block in self.blocks:
+            x, _, _ = block.whole(x, causal=True)
+        return self.ln_f(x)
+
+    def logits(self, x: jax.Array, start: int = 0, end: int | None = None) -> jax.Array:
+        """Head rows start .. end-1 on normalised states (..., D) → (..., end - start)."""
+        return matmul(x, self.lm_head.weight[...][start:end])
+
+    def prefill(self, x: jax.Array) -> KVCache:
+        """Keys and values of a prompt: embeddings x (B, T, D) at positions 0 .. T-1 → a cache of T slots.
+
+        Only the cache is returned: the caller feeds the prompt's last token as the first `decode_step`, so the last
+        layer's MLP and the head are never computed for a prompt.
+        """
+        x = x + self.wpe(jnp.arange(x.shape[1]))
+        keys, values = [], []
+        for i, block in enumerate(self.blocks):
+            with jax.named_scope(f"prefill_{i}"):
+                x, k, v = block.whole(x, causal=True)
+            keys.append(k)
+            values.append(v)
+        return KVCache(tuple(keys), tuple(values))
+
+    def decode_step(
+        self, cache: KVCache, token: jax.Array, position: jax.Array, slot: jax.Array, visible: jax.Array
+    ) -> tuple[KVCache, jax.Array]:
+        """Feed one token per row.
+
+        Args:
+          cache: slots of the earlier tokens.
+          token: (B,) int32 ids.
+          position: (B,) int32, each row's own position (it enters by the position table only).
+          slot: () int32, where all rows write their keys and values.
+          visible: (B, S) bool, the slots each row may see, `slot` included.
+
+        Returns:
+          The new cache, and normalised states (B, D) for `logits`.
+        """
+        x = self.wte(token) + self.wpe(position)
+        bias = jnp.repeat(jnp.where(visible, 0.0, MASKED), self.config.n_head, axis=0)  # (N, S)
+        keys, values = list(cache.keys), list(cache.values)
+        for i, block in enumerate(self.blocks):
+            with jax.named_scope(f"decode_{i}"):
+                x, keys[i], values[i] = block.step(x, keys[i], values[i], slot, bias)
+        return KVCache(tuple(keys), tuple(values)), self.ln_f(x)
+
+
+class Tables(nnx.Module):
+    """Q embedding tables or heads in one array (Q, V, D), so that the codebook may be traced."""
+
+    def __init__(self, n: int, vocabulary: int, width: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), (n, vocabulary, width), jnp.float32))
+
+
+class FineGPT(nnx.Module):
+    """The bidirectional network that predicts one codebook of every frame from the codebooks below it."""
+
+    def __init__(self, config: FineGPTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.wtes = Tables(config.n_codes_total, config.input_vocab_size, config.n_embd, rngs=rngs)
+        self.wpe = Embedding(config.block_size, config.n_embd, rngs=rngs)
+        self.blocks = nnx.List(
+            Block(config.n_embd, config.n_head, config.n_layer, bias=config.bias, norm_bias=True, rngs=rngs)
+            for _ in range(config.n_layer)
+        )
+        self.ln_f = LayerNorm(config.n_embd, bias=True)
+        if config.tied:  # one array, not two names for it: shared references do not survive a jit border
+            self.lm_heads = None
+        else:
+            n_heads = config.n_codes_total - config.n_codes_given
+            self.lm_heads = Tables(n_heads, config.output_vocab_size, config.n_embd, rngs=rngs)
+
+    def embed(self, codebook: jax.Array | int, codes: jax.Array) -> jax.Array:
+        """Embeddings of one codebook: codes (B, T) int32 → (B, T, D). `codebook` may be traced."""
+        table = lax.dynamic_index_in_dim(self.wtes.weight[...], codebook, keepdims=False)
+        return table[codes].astype(jnp.float32)
+
+    def logits(self, codebook: jax.Array | int, x: jax.Array) -> jax.Array:
+        """Predict `codebook` from the summed embeddings of codebooks 0 .. `codebook`, itself included.
+
+        Args:
+          codebook: n_codes_given .. n_codes_total - 1, may be traced.
+          x: (B, T, D) sum of `embed` over codebooks 0 .. codebook; positions not yet added.
+
+        Returns:
+          (B, T, V) float32.
+        """
+        x = x + self.wpe(jnp.arange(x.shape[1]))
+        for i, block in enumerate(self.blocks):
+            with jax.named_scope(f"fine_{i}"):
+                x, _, _ = block.whole(x, causal=False)
+        x = self.ln_f(x)
+        if self.lm_heads is None:
+            head = lax.dynamic_index_in_dim(self.wtes.weight[...], codebook, keepdims=False)
+        else:
+            index = codebook - self.config.n_codes_given
+            head = lax.dynamic_index_in_dim(self.lm_heads.weight[...], index, keepdims=False)
+        return matmul(x, head)
+
+    def __call__(self, codebook: jax.Array | int, codes: jax.Array) -> jax.Array:
+        """Suno's forward pass: codes (B, T, Q) int32 → logits (B, T, V) of `codebook`."""
+        below = jnp.arange(self.config.n_codes_total) <= codebook
+        x = sum(below[q] * self.embed(q, codes[:, :, q]) for q in range(self.config.n_codes_total))
+        return self.logits(codebook, x)

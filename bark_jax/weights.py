@@ -1,0 +1,286 @@
+"""The native checkpoint: a folder of ``config.json``, ``tokenizer.json`` and one safetensors file per network.
+
+`Writer` makes such a folder completely or not at all; `read` fills the networks of a folder's config and refuses
+anything that does not fit. Knows tensors by their path in the module tree ("blocks.0.attn.c_attn.weight"), and nothing of
+where they came from: other formats are the converter's (``convert/``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from bark_jax.codec import Codec
+from bark_jax.config import BarkConfig
+from bark_jax.gpt import CausalGPT, FineGPT
+
+NETWORKS = ("semantic", "coarse", "fine", "codec")
+"""The four networks of a checkpoint, each a ``<name>.safetensors``, in the order of the data."""
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+"""Weight dtypes that `read` offers. Only embeddings and linears of the three GPTs are lowered; see `is_matrix`."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that is incomplete, damaged, or does not match its own config."""
+
+
+@jax.tree_util.register_pytree_node_class
+class Weights:
+    """A network as a flat tuple of arrays, cheap to pass across a jit border; `module` puts it together inside.
+
+    Two models of the same config share compiled programs, because the structure compares by value.
+    """
+
+    def __init__(self, leaves: tuple[jax.Array, ...], structure: _Structure):
+        self.leaves, self.structure = leaves, structure
+
+    @classmethod
+    def of(cls, module: nnx.Module) -> Weights:
+        leaves, treedef = jax.tree.flatten(module)
+        return cls(tuple(leaves), _Structure(treedef))
+
+    @property
+    def module(self) -> Any:
+        """The `flax.nnx` module over these arrays (or tracers)."""
+        return jax.tree.unflatten(self.structure.treedef, self.leaves)
+
+    def tree_flatten(self) -> tuple[tuple[jax.Array, ...], _Structure]:
+        return self.leaves, self.structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: _Structure, leaves: tuple[jax.Array, ...]) -> Weights:
+        return cls(tuple(leaves), structure)
+
+
+class _Structure:
+    """A tree structure that hashes once: jit compares it at every call, and a module's has hundreds of nodes."""
+
+    def __init__(self, treedef: Any):
+        self.treedef, self._hash = treedef, hash(treedef)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Structure) and self.treedef == other.treedef)
+
+
+def build(config: BarkConfig, network: str, *, seed: int = 0) -> Any:
+    """One randomly initialised network of `config` ("semantic", "coarse", "fine" or "codec")."""
+    kind, part = {
+        "semantic": (CausalGPT, config.semantic.network),
+        "coarse": (CausalGPT, config.coarse.network),
+        "fine": (FineGPT, config.fine.network),
+        "codec": (Codec, config.codec),
+    }[network]
+    return kind(part, rngs=nnx.Rngs(seed))  # type: ignore[arg-type]
+
+
+def networks(config: BarkConfig) -> dict[str, Any]:
+    """The four networks of `config` without memory: every leaf is a `jax.ShapeDtypeStruct` in float32."""
+    return {name: nnx.eval_shape(lambda name=name: build(config, name)) for name in NETWORKS}
+
+
+def names(module: nnx.Module) -> dict[str, Any]:
+    """Tensor name → leaf (array or `jax.ShapeDtypeStruct`) of a module."""
+    flat = nnx.to_flat_state(nnx.state(module))
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in flat}
+
+
+def fill(abstract: nnx.Module, tensors: Mapping[str, Any]) -> Any:
+    """The module of `abstract` over the given arrays; names must match exactly (`read` checks them first)."""
+    graph, state = nnx.split(abstract)
+    flat = [(path, leaf.replace(tensors[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def is_matrix(network: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is one that a low weight dtype applies to: tables and linears of a GPT, never norms or codec."""
+    return network != "codec" and len(shape) >= 2
+
+
+class Writer:
+    """Context manager that writes a checkpoint folder: complete on success, absent after any error.
+
+    Files go into a hidden folder beside the target, which takes the target's name at the end. What a killed process left
+    behind is removed by the next writer of the same target.
+
+    Raises:
+      FileExistsError: the target exists and is not an empty folder.
+      OSError: the disk is full or the place cannot be written to; the message names path and size.
+    """
+
+    def __init__(self, folder: str | Path, config: BarkConfig, tokenizer_json: str):
+        self.folder = Path(os.path.abspath(folder))
+        self._config, self._tokenizer = config, tokenizer_json
+        self._temporary = self.folder.parent / f".{self.folder.name}.partial-{os.getpid()}"
+        self._written: set[str] = set()
+
+    def __enter__(self) -> Writer:
+        if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+            raise FileExistsError(
+                errno.EEXIST, "is there already: choose another folder, or remove this one", str(self.folder)
+            )
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.parent.glob(f".{self.folder.name}.partial-*"):
+            pid = stale.name.rpartition("-")[2]
+            if pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir()
+        return self
+
+    def write(self, network: str, tensors: Mapping[str, np.ndarray]) -> int:
+        """Write one network; returns the bytes of its tensors. Names and shapes are the caller's responsibility."""
+        path = self._temporary / f"{network}.safetensors"
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        try:
+            safetensors.numpy.save_file(arrays, path)
+        except safetensors.SafetensorError as error:  # it reports a full disk as its own error
+            raise OSError(f"cannot write {path} ({size:,} bytes): {error}") from error
+        self._written.add(network)
+        return size
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            if error is None:
+                missing = [name for name in NETWORKS if name not in self._written]
+                if missing:
+                    raise CheckpointError(f"{self.folder}: network(s) {', '.join(missing)} were never written")
+                (self._temporary / "tokenizer.json").write_text(self._tokenizer, "utf-8")
+                (self._temporary / "config.json").write_text(self._config.to_json(), "utf-8")
+                if self.folder.exists():
+                    self.folder.rmdir()
+                self._temporary.rename(self.folder)
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def is_native(folder: str | Path) -> bool:
+    """Whether a folder looks like a native checkpoint (as opposed to something to convert)."""
+    return all((Path(folder) / f"{name}.safetensors").exists() for name in NETWORKS)
+
+
+def save(folder: str | Path, config: BarkConfig, tokenizer_json: str, modules: Mapping[str, Any]) -> None:
+    """Write loaded or trained networks (modules or `Weights`, by network name) as a native checkpoint."""
+    with Writer(folder, config, tokenizer_json) as writer:
+        for network in NETWORKS:
+            module = modules[network]
+            module = module.module if isinstance(module, Weights) else module
+            writer.write(network, {name: np.asarray(leaf) for name, leaf in names(module).items()})
+
+
+def read(
+    folder: str | Path, *, dtype: str = "float32", device: Any = None
+) -> tuple[BarkConfig, str, dict[str, Weights]]:
+    """Load a native checkpoint.
+
+    Args:
+      folder: what `Writer` made.
+      dtype: "float32" or "bfloat16", for the tables and linears of the GPTs. Norms, biases and the codec stay float32.
+      device: a `jax.Device` or sharding; None is JAX's default device.
+
+    Returns:
+      The config, the text of ``tokenizer.json``, and the four networks by name.
+
+    Raises:
+      CheckpointError: a file is missing or damaged, a tensor is missing, unknown, of another shape, or not finite.
+        All problems of the folder are reported together.
+      ConfigError: ``config.json`` is not valid.
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
+    for name in ("config.json", "tokenizer.json", *(f"{network}.safetensors" for network in NETWORKS)):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} has no {name}: a native checkpoint holds config.json, tokenizer.json and "
+                f"{', '.join(f'{network}.safetensors' for network in NETWORKS)}"
+            )
+    config = BarkConfig.load(folder / "config.json")
+    problems: list[str] = []
+    loaded: dict[str, Weights] = {}
+    for network, abstract in networks(config).items():
+        wanted = {name: leaf.shape for name, leaf in names(abstract).items()}
+        path = folder / f"{network}.safetensors"
+        try:
+            tensors = dict(_tensors(path, wanted, problems))
+        except (safetensors.SafetensorError, OSError) as error:
+            problems.append(f"{path.name} is damaged: {error}")
+            continue
+        if problems:
+            continue
+        for name, tensor in tensors.items():
+            low = is_matrix(network, tensor.shape)
+            tensors[name] = jax.device_put(tensor.astype(DTYPES[dtype if low else "float32"], copy=False), device)
+        loaded[network] = Weights.of(fill(abstract, tensors))
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise CheckpointError(f"{folder} cannot be loaded:\n  {shown}{more}")
+    return config, (folder / "tokenizer.json").read_text("utf-8"), loaded
+
+
+def _tensors(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], problems: list[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        found = set(file.keys())
+        problems += [f"{path.name} lacks {name} {wanted[name]}" for name in wanted if name not in found]
+        problems += [f"{path.name} holds an unknown tensor {name}" for name in sorted(found - set(wanted))]
+        for name in wanted:
+            if name not in found:
+                continue
+            shape = tuple(file.get_slice(name).get_shape())
+            if shape != wanted[name]:
+                problems.append(f"{path.name}: {name} has shape {shape}, the config asks for {wanted[name]}")
+                continue
+            tensor = file.get_tensor(name)
+            if tensor.dtype.name not in ("float32", "bfloat16", "float16"):
+                problems.append(f"{path.name}: {name} is {tensor.dtype}: choose float32, bfloat16 or float16")
+            elif not all_finite(tensor):
+                problems.append(f"{path.name}: {name} holds NaN or infinity")
+            else:
+                yield name, tensor
+
+
+def all_finite(tensor: np.ndarray) -> bool:
+    """Whether a float tensor has neither NaN nor infinity; uses no memory worth mentioning."""
+    if tensor.dtype == DTYPES["bfloat16"]:
+        return not bool(np.any((tensor.view(np.uint16) & 0x7F80) == 0x7F80))
+    # A sum in float64 cannot overflow, and NaN or infinity always survives it.
+    return bool(np.isfinite(np.sum(tensor, dtype=np.float64)))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def size_bytes(weights: Mapping[str, Weights]) -> int:
+    """Memory of the loaded networks."""
+    return sum(leaf.nbytes for part in weights.values() for leaf in part.leaves)
+
+
+def as_dtype(name: str) -> jnp.dtype:
+    """The JAX dtype of a name in `DTYPES`."""
+    return jnp.dtype(DTYPES[name])

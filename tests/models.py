@@ -1,0 +1,105 @@
+"""Small random models made without torch, for tests that compare bark_jax with itself. Holds no tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bark_jax import bark, text, weights
+from bark_jax.config import (
+    BarkConfig,
+    CoarseConfig,
+    CodecConfig,
+    FineConfig,
+    FineGPTConfig,
+    GPTConfig,
+    SemanticConfig,
+)
+from bark_jax.weights import Weights
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *"0123456789.,!?-'"]
+WORDS += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
+CODEC = CodecConfig(n_filters=4, dimension=16, codebook_size=64)
+
+
+def config(size: tuple[int, int, int] = (2, 2, 32), **changes: object) -> BarkConfig:
+    """A Bark of another family: a small vocabulary, codebooks of 64, short windows; the same rates."""
+    vocabulary = 200
+    offset = vocabulary + 2
+    pad = offset + len(WORDS)
+    made = BarkConfig(
+        semantic=SemanticConfig(
+            GPTConfig(*size, input_vocab_size=pad + 2, output_vocab_size=vocabulary + 1, block_size=256),
+            text_length=32,
+            text_offset=offset,
+            text_pad_token=pad,
+            infer_token=pad + 1,
+            vocab_size=vocabulary,
+            pad_token=vocabulary,
+            max_tokens=224,
+        ),
+        coarse=CoarseConfig(
+            GPTConfig(*size, input_vocab_size=340, output_vocab_size=340, block_size=256),
+            semantic_length=64,
+            semantic_pad_token=328,
+            infer_token=329,
+            code_offset=vocabulary,
+            codebook_size=64,
+            max_history=120,
+            window=12,
+        ),
+        fine=FineConfig(
+            FineGPTConfig(*size, input_vocab_size=66, output_vocab_size=66, block_size=128),
+            codebook_size=64,
+            pad_token=64,
+            window=128,
+            hop=64,
+            max_history=64,
+        ),
+        codec=CODEC,
+        fingerprint="test",
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+@functools.cache
+def networks(made: BarkConfig, seed: int = 0) -> dict[str, Weights]:
+    """Random weights, large enough that every input changes what comes out."""
+    out = {}
+    for i, name in enumerate(weights.NETWORKS):
+        module = weights.build(made, name, seed=seed * 10 + i)
+        if name != "codec":
+            module = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim >= 2 else leaf, module)
+        out[name] = Weights.of(module)
+    return out
+
+
+def tokenizer_json() -> str:
+    return text.build_tokenizer(WORDS).to_str()
+
+
+def model(made: BarkConfig | None = None, *, seed: int = 0, **options: object) -> bark.Bark:
+    made = made or config()
+    return bark.Bark(made, tokenizer_json(), networks(made, seed), **options)  # type: ignore[arg-type]
+
+
+def save(folder: Path, made: BarkConfig | None = None, *, seed: int = 0) -> Path:
+    made = made or config()
+    weights.save(folder, made, tokenizer_json(), networks(made, seed))
+    return folder
+
+
+def voice(made: BarkConfig, n: int = 40, seed: int = 0) -> dict[str, np.ndarray]:
+    """A random voice of `n` semantic tokens, as Suno's dictionary."""
+    rng = np.random.default_rng(seed)
+    fine = rng.integers(0, made.codec.codebook_size, (made.codec.n_codebooks, round(n * 1.5)))
+    return {"semantic_prompt": rng.integers(0, made.semantic.vocab_size, n), "coarse_prompt": fine[:2], "fine_prompt": fine}
+
+
+def zeros(shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.int32)

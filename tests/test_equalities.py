@@ -1,0 +1,355 @@
+"""Law 2 and law 4: what must be equal within bark_jax itself. Needs no torch.
+
+Cached = uncached, row of a batch = the request alone, reloaded = original, and: nothing recompiles, nothing copies a cache.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import pytest
+
+import bark_jax
+from bark_jax import coarse, codec, fine, sampling, semantic, tokens, weights
+from bark_jax.gpt import KVCache
+from bark_jax.sampling import Sampling
+from bark_jax.voice import Voice
+
+GREEDY = Sampling.greedy()
+
+
+@pytest.fixture(scope="module")
+def bark():  # type: ignore[no-untyped-def]
+    return models.model()
+
+
+def a_voice(bark, n=40, seed=0):  # type: ignore[no-untyped-def]
+    return Voice.from_dict(models.voice(bark.config, n, seed), model=bark.config.fingerprint)
+
+
+class TestCachedEqualsUncached:
+    @pytest.mark.parametrize("prompt", [1, 7, 64])
+    def test_steps_after_a_prefill_give_the_whole_pass(self, bark, prompt):  # type: ignore[no-untyped-def]
+        network = bark._weights["semantic"].module
+        total, rows = 80, 3
+        ids = jnp.asarray(np.random.default_rng(0).integers(0, 200, (rows, total)), jnp.int32)
+        whole = network.logits(network.hidden(network.embed(ids)))
+        cache = KVCache.zeros(network.config, rows, total)
+        filled = network.prefill(network.embed(ids[:, :prompt]))
+        cache = jax.tree.map(lambda old, new: old.at[:, :prompt].set(new), cache, filled)
+        step = jax.jit(lambda cache, ids, t: network.decode_step(
+            cache, ids, jnp.full((rows,), t), t, jnp.broadcast_to(jnp.arange(total) <= t, (rows, total))
+        ))
+        for t in range(prompt, total):
+            cache, hidden = step(cache, ids[:, t], jnp.int32(t))
+            np.testing.assert_allclose(network.logits(hidden), whole[:, t], atol=1e-4)
+
+    def test_later_tokens_never_change_earlier_ones(self, bark):  # type: ignore[no-untyped-def]
+        network = bark._weights["coarse"].module
+        ids = np.random.default_rng(1).integers(0, 200, (1, 50))
+        other = ids.copy()
+        other[0, 30:] = 7
+        a, b = (network.hidden(network.embed(jnp.asarray(x))) for x in (ids, other))
+        np.testing.assert_array_equal(a[0, :30], b[0, :30])
+        assert np.abs(a[0, 30:] - b[0, 30:]).max() > 1e-3
+
+    @pytest.mark.parametrize("with_voice", [False, True])
+    def test_coarse_windows_equal_prompts_computed_anew(self, bark, with_voice, monkeypatch):  # type: ignore[no-untyped-def]
+        # What keeps its cache from window to window must give what Suno's way gives: every prompt from the start.
+        words = np.random.default_rng(2).integers(0, 200, 90)
+        voice = a_voice(bark, 10) if with_voice else None
+        kept = bark.semantic_to_coarse(words, voice=voice, sampling=GREEDY)
+        calls = []
+        monkeypatch.setattr(coarse.Prompt, "extends", lambda self, config, step: bool(calls.append(step)))
+        anew = bark.semantic_to_coarse(words, voice=voice, sampling=GREEDY)
+        np.testing.assert_array_equal(kept, anew)
+        assert len(calls) == -(-kept.size // bark.config.coarse.window)
+
+    def test_some_windows_do_keep_their_cache(self, bark):  # type: ignore[no-untyped-def]
+        config = bark.config.coarse
+        p = coarse.prompt(config, np.zeros(90, np.int32), None, config.max_history)
+        kept = [p.extends(config, step) for step in range(0, p.n_tokens, config.window)]
+        assert not kept[0] and all(kept[1:9]) and not any(kept[12:])
+
+    def test_sunos_first_eleven_windows_keep_theirs(self):  # type: ignore[no-untyped-def]
+        config = bark_jax.config.suno((1, 1, 16)).coarse
+        p = coarse.prompt(config, np.zeros(400, np.int32), None, 630)
+        kept = [p.extends(config, step) for step in range(0, p.n_tokens, 60)]
+        assert kept == [False] + [True] * 10 + [False] * (len(kept) - 11)
+
+
+TEXTS = ["hello there", "x", "one two three four", "what a day!", "the end.", "abc", "zzz zzz", "why?"]
+
+
+def same(a, b, exact=True):  # type: ignore[no-untyped-def]
+    for part in ("semantic", "coarse", "fine"):
+        np.testing.assert_array_equal(getattr(a, part), getattr(b, part), err_msg=part)
+    assert a.ended == b.ended and a.seed == b.seed
+    if exact:
+        np.testing.assert_array_equal(a.audio, b.audio)
+    else:
+        np.testing.assert_allclose(a.audio, b.audio, atol=1e-5)
+
+
+class TestRowEqualsRequestAlone:
+    @pytest.fixture(scope="class")
+    def wide(self):  # type: ignore[no-untyped-def]
+        return models.model(rows=4)
+
+    def requests(self, bark):  # type: ignore[no-untyped-def]
+        voices = [None, a_voice(bark), a_voice(bark, 4), a_voice(bark, 80, seed=1)]
+        how = [
+            Sampling(max_duration_s=2.0),
+            Sampling(text_temperature=1.2, max_duration_s=0.5, allow_early_stop=False),
+            Sampling(text_temperature=0.0, coarse_temperature=0.0, fine_temperature=0.0, max_duration_s=1.0),
+            Sampling(max_coarse_history=60, max_duration_s=1.5),
+        ]
+        return [
+            dict(text=text, voice=voices[i % 4], seed=2**40 + i, sampling=how[(i + i // 4) % 4])
+            for i, text in enumerate(TEXTS)
+        ]
+
+    def test_bit_equal_whatever_the_slot_and_the_neighbours(self, wide):  # type: ignore[no-untyped-def]
+        requests = self.requests(wide)
+        alone = [wide.generate(**request) for request in requests]
+        for order in ([0, 1, 2, 3], [3, 2, 1, 0], [5, 0, 6, 2], [7, 7, 4, 1], [6, 3]):
+            batch = wide.generate(
+                [requests[i]["text"] for i in order],
+                voice=[requests[i]["voice"] for i in order],
+                seed=[requests[i]["seed"] for i in order],
+                sampling=[requests[i]["sampling"] for i in order],
+            )
+            for i, speech in zip(order, batch, strict=True):
+                same(speech, alone[i])
+                assert speech.rows == 4
+
+    def test_a_neighbour_that_filters_changes_nothing(self, wide):  # type: ignore[no-untyped-def]
+        requests = self.requests(wide)
+        alone = wide.generate(**requests[1])
+        batch = wide.generate(
+            [requests[1]["text"], "other"],
+            voice=[requests[1]["voice"], None],
+            seed=[requests[1]["seed"], 5],
+            sampling=[requests[1]["sampling"], Sampling(top_k=3, top_p=0.5, max_duration_s=1.0)],
+        )
+        same(batch[0], alone)
+
+    def test_across_row_counts_tokens_are_equal(self, bark, wide):  # type: ignore[no-untyped-def]
+        for request in self.requests(bark)[:4]:
+            same(bark.generate(**request), wide.generate(**request), exact=False)
+
+    def test_across_row_counts_logits_are_close(self, bark):  # type: ignore[no-untyped-def]
+        network = bark._weights["semantic"].module
+        ids = jnp.asarray(np.random.default_rng(5).integers(0, 200, (8, 40)), jnp.int32)
+        together = network.logits(network.hidden(network.embed(ids)))
+        for row in range(8):
+            alone = network.logits(network.hidden(network.embed(ids[row : row + 1])))
+            np.testing.assert_allclose(alone[0], together[row], atol=1e-4)
+
+    def test_more_texts_than_rows(self, wide):  # type: ignore[no-untyped-def]
+        how = Sampling(max_duration_s=0.3)
+        many = wide.generate([f"text {i}" for i in range(9)], seed=list(range(9)), sampling=how)
+        assert len(many) == 9
+        same(many[8], wide.generate("text 8", seed=8, sampling=how))
+
+    def test_stages_one_by_one_give_the_whole(self, bark):  # type: ignore[no-untyped-def]
+        for request in self.requests(bark)[:3]:
+            whole = bark.generate(**request)
+            text, rest = request["text"], {k: v for k, v in request.items() if k != "text"}
+            words = bark.text_to_semantic(text, **rest)
+            two = bark.semantic_to_coarse(words, **rest)
+            eight = bark.coarse_to_fine(two, **rest)
+            np.testing.assert_array_equal(words, whole.semantic)
+            np.testing.assert_array_equal(two, whole.coarse)
+            np.testing.assert_array_equal(eight, whole.fine)
+            np.testing.assert_array_equal(bark.decode(eight), whole.audio)
+
+
+class TestSeeds:
+    HOW = Sampling(max_duration_s=1.0)
+
+    def test_same_seed_same_speech(self, bark):  # type: ignore[no-untyped-def]
+        first = bark.generate("hello", sampling=self.HOW)
+        same(bark.generate("hello", seed=first.seed, sampling=self.HOW), first)
+
+    def test_no_seed_draws_a_new_one(self, bark):  # type: ignore[no-untyped-def]
+        a, b = (bark.generate("hello", sampling=self.HOW) for _ in range(2))
+        assert a.seed != b.seed and not np.array_equal(a.coarse, b.coarse)
+
+    def test_both_halves_of_a_seed_count(self, bark):  # type: ignore[no-untyped-def]
+        said = [bark.generate("hello", seed=s, sampling=self.HOW) for s in (1, 2**32 + 1, 2**63 + 1, 2**64 - 1)]
+        assert len({s.coarse.tobytes() for s in said}) == 4
+
+    def test_stages_segments_and_attempts_have_their_own_keys(self):  # type: ignore[no-untyped-def]
+        keys = [
+            jax.random.key_data(sampling.stage_keys([3], stage, segment=s, attempt=a)).tobytes()
+            for stage in sampling.STAGES
+            for s in range(3)
+            for a in range(3)
+        ]
+        assert len(set(keys)) == 27
+
+    def test_noise_does_not_depend_on_the_chunk(self, bark, monkeypatch):  # type: ignore[no-untyped-def]
+        how = Sampling(max_duration_s=1.0)
+        whole = bark.text_to_semantic("hello", seed=1, sampling=how)
+        for n in (1, 5, 50):
+            monkeypatch.setitem(semantic.CHUNK, "cpu", n)
+            np.testing.assert_array_equal(bark.text_to_semantic("hello", seed=1, sampling=how), whole)
+
+
+class TestReloaded:
+    def test_equals_the_original(self, bark, tmp_path):  # type: ignore[no-untyped-def]
+        models.save(tmp_path / "model", bark.config)
+        again = bark_jax.load(tmp_path / "model", device="cpu")
+        for name in weights.NETWORKS:
+            for a, b in zip(bark._weights[name].leaves, again._weights[name].leaves, strict=True):
+                np.testing.assert_array_equal(a, b)
+        how = Sampling(max_duration_s=0.5)
+        same(again.generate("hello", seed=4, sampling=how), bark.generate("hello", seed=4, sampling=how))
+
+    def test_bfloat16_rounds_tables_and_linears_only(self, bark, tmp_path):  # type: ignore[no-untyped-def]
+        models.save(tmp_path / "model", bark.config)
+        low = bark_jax.load(tmp_path / "model", device="cpu", dtype="bfloat16")
+        for name in weights.NETWORKS:
+            full = weights.names(bark._weights[name].module)
+            for tensor, leaf in weights.names(low._weights[name].module).items():
+                lowered = name != "codec" and leaf.ndim >= 2
+                assert leaf.dtype == (jnp.bfloat16 if lowered else jnp.float32), tensor
+                np.testing.assert_allclose(np.asarray(leaf, np.float32), full[tensor], rtol=2**-8 if lowered else 0)
+        speech = low.generate("hello", seed=4, sampling=Sampling(max_duration_s=0.5, allow_early_stop=False))
+        assert np.isfinite(speech.audio).all() and speech.duration > 0.3
+
+    def test_a_voice_made_here_speaks_again(self, bark, tmp_path):  # type: ignore[no-untyped-def]
+        how = Sampling(max_duration_s=1.0)
+        first = bark.generate("hello", seed=4, sampling=how)
+        first.voice.save(tmp_path / "me.npz")
+        by_file = bark.generate("again", voice=tmp_path / "me.npz", seed=5, sampling=how)
+        same(by_file, bark.generate("again", voice=first.voice, seed=5, sampling=how))
+
+
+class TestEdges:
+    def test_end_of_speech_as_first_token(self, bark):  # type: ignore[no-untyped-def]
+        with pytest.warns(bark_jax.BarkWarning, match="empty"):
+            speech = bark.generate("hello", seed=0, sampling=Sampling(min_eos_p=0.0))
+        assert speech.ended and speech.audio.shape == (0,) and speech.audio.dtype == np.float32
+        assert speech.semantic.shape == (0,) and speech.coarse.shape == (2, 0) and speech.fine.shape == (8, 0)
+        with pytest.raises(bark_jax.VoiceError):
+            _ = speech.voice
+
+    def test_an_empty_row_beside_a_full_one(self, bark):  # type: ignore[no-untyped-def]
+        how = [Sampling(min_eos_p=0.0), Sampling(max_duration_s=0.5, allow_early_stop=False)]
+        with pytest.warns(bark_jax.BarkWarning, match="empty"):
+            empty, full = bark.generate(["a", "b"], seed=3, sampling=how)
+        assert empty.duration == 0 and full.duration > 0
+
+    def test_the_limit_warns_and_is_not_an_end(self, bark):  # type: ignore[no-untyped-def]
+        with pytest.warns(bark_jax.BarkWarning, match="limit of 224"):
+            speech = bark.generate("hello", seed=0, sampling=Sampling(allow_early_stop=False))
+        assert not speech.ended and len(speech.semantic) == 224
+        assert speech.fine.shape[1] == tokens.n_frames(bark.config.coarse, 224)
+
+    @pytest.mark.parametrize("seconds, count", [(0.0, 1), (1 / 49.9, 2), (0.5, 25), (4.0, 200), (100.0, 224)])
+    def test_durations(self, bark, seconds, count):  # type: ignore[no-untyped-def]
+        how = Sampling(allow_early_stop=False, max_duration_s=seconds)
+        assert len(bark.text_to_semantic("hello", seed=0, sampling=how)) == count
+
+    def test_temperature_zero_ignores_seed_and_min_eos_p(self, bark):  # type: ignore[no-untyped-def]
+        how = GREEDY.replace(max_duration_s=1.0)
+        a = bark.generate("hello", seed=1, sampling=how)
+        b = bark.generate("hello", seed=2, sampling=how.replace(min_eos_p=0.0))
+        np.testing.assert_array_equal(a.audio, b.audio)
+
+    def test_top_k_of_one_is_greedy(self, bark):  # type: ignore[no-untyped-def]
+        how = Sampling(top_k=1, min_eos_p=None, max_duration_s=1.0)
+        a = bark.text_to_semantic("hello", seed=1, sampling=how)
+        b = bark.text_to_semantic("hello", seed=2, sampling=GREEDY.replace(max_duration_s=1.0))
+        np.testing.assert_array_equal(a, b)
+
+    def test_one_semantic_token_is_one_frame(self, bark):  # type: ignore[no-untyped-def]
+        two = bark.semantic_to_coarse(np.array([5]), seed=0, sampling=GREEDY)
+        assert two.shape == (2, 1)
+        assert bark.decode(bark.coarse_to_fine(two, sampling=GREEDY)).shape == (320,)
+
+
+def programs():  # type: ignore[no-untyped-def]
+    """How many programs each jitted function of the pipeline has compiled."""
+    jitted = (semantic.start, semantic.advance, coarse.fill, coarse.extend, coarse.advance, fine.advance)
+    return [f._cache_size() for f in (*jitted, codec._decode_chunk, sampling._stage_keys)]
+
+
+def test_a_new_text_seed_setting_or_voice_never_recompiles(bark):  # type: ignore[no-untyped-def]
+    short = Sampling(max_duration_s=0.4)
+    long = Sampling(allow_early_stop=False, max_duration_s=3.0)
+    # Each program once: without a voice and with one, short and beyond the history.
+    bark.generate("warm", seed=0, sampling=long)
+    bark.generate("up", voice=a_voice(bark), seed=0, sampling=long)
+    before = programs()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        voice = None if i % 3 == 0 else a_voice(bark, int(rng.integers(2, 60)) // 2 * 2, seed=i)
+        how = (short, long)[i % 2].replace(
+            text_temperature=float(rng.uniform(0, 2)),
+            coarse_temperature=float(rng.uniform(0, 2)),
+            fine_temperature=float(rng.uniform(0, 2)),
+            min_eos_p=float(rng.uniform(0.1, 1)),
+            max_coarse_history=int(rng.integers(12, 121)),
+            max_duration_s=float(rng.uniform(0.05, 4)),
+        )
+        bark.generate("words " * int(rng.integers(1, 5)), voice=voice, seed=int(rng.integers(2**62)), sampling=how)
+    assert programs() == before
+
+
+def test_models_of_one_config_share_their_programs(bark):  # type: ignore[no-untyped-def]
+    how = Sampling(max_duration_s=0.4)
+    bark.generate("warm up", seed=0, sampling=how)
+    before = programs()
+    models.model(bark.config, seed=1).generate("hello", seed=0, sampling=how)
+    assert programs() == before
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_no_copy_the_size_of_a_cache_in_the_compiled_steps(bark, rows, filtered):  # type: ignore[no-untyped-def]
+    config = bark.config
+    how, heads = [Sampling(max_coarse_history=120)] * rows, config.semantic.network.n_head
+    state = semantic.start(
+        bark._weights["semantic"], config.semantic, models.zeros((rows, 2, config.semantic.text_length))
+    )
+    keys = sampling.stage_keys([1] * rows, "semantic")
+    step = semantic.advance.lower(
+        bark._weights["semantic"],
+        config.semantic,
+        state,
+        semantic.Settings.of(config.semantic, how),
+        keys,
+        n=8,
+        filtered=filtered,
+    )
+    check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.semantic.network.n_layer)
+
+    state = coarse.start(config.coarse, [coarse.idle(config.coarse)] * rows, jnp.float32)
+    step = coarse.advance.lower(
+        bark._weights["coarse"], config.coarse, state, coarse.Settings.of(how), keys, filtered=filtered
+    )
+    assert state.cache.keys[0].shape[0] == rows * heads
+    check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.coarse.network.n_layer)
+
+
+def check_copies(hlo, shape, n_layer):  # type: ignore[no-untyped-def]
+    """No copy, transpose or conversion as large as a cache, and each buffer updated in place exactly once."""
+    size = f"f32[{','.join(map(str, shape))}]"
+    made = [
+        (match.group(1), match.group(2))
+        for match in re.finditer(rf"%(\S+) = {re.escape(size)}\S* ([\w-]+)\(", hlo)
+        if match.group(2) not in ("parameter", "get-tuple-element", "bitcast")
+    ]
+    updates = [name for name, op in made if "dynamic-update-slice" in name or op == "dynamic-update-slice"]
+    entry = [name for name, op in made if op == "fusion" and "dynamic-update-slice" in name]
+    others = [item for item in made if item[0] not in updates]
+    assert not others, others
+    assert len(entry or updates) >= 2 * n_layer
+    assert "input_output_alias" in hlo  # the donated state is really reused
