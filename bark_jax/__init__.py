@@ -1,9 +1,9 @@
 """Bark in JAX: text to speech with Suno's Bark, on GPU, TPU and CPU. This file is the public door, nothing else.
 
-    import bark_jax
+import bark_jax
 
-    bark = bark_jax.load("suno/bark")
-    bark.generate("Hello!", voice="v2/en_speaker_6", seed=7).save("hello.wav")
+bark = bark_jax.load("suno/bark")
+bark.generate("Hello!", voice="v2/en_speaker_6", seed=7).save("hello.wav")
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bark_jax import audio as audio_files
-from bark_jax import coarse, codec, fine, library, sampling, semantic, text, tokens
+from bark_jax import coarse, codec, fine, library, sampling, semantic, text
 from bark_jax import weights as checkpoints
 from bark_jax.config import BarkConfig
 from bark_jax.progress import Progress, reporter
 from bark_jax.sampling import Sampling, SamplingError
 from bark_jax.speech import BarkWarning, Segment, Speech
-from bark_jax.voice import Voice, VoiceError
+from bark_jax.voice import Voice
 from bark_jax.weights import Weights
 
 VoiceLike = None | str | Path | Mapping[str, Any] | Voice
@@ -79,6 +79,8 @@ class Bark:
             raise ValueError(f"rows is {rows!r}: it must be an integer of 1 or more, or None")
         self.config, self.name, self.dtype, self.rows = config, name, dtype, rows
         self.device: jax.Device = weights["semantic"].leaves[0].devices().pop()
+        if not tokenizer_json.lstrip().startswith("{"):  # what a file holds must never be taken for a path
+            raise text.TokenizerError("tokenizer.json is not valid JSON: it must hold one object")
         self._tokenizer = text.load_tokenizer(tokenizer_json, config.semantic)
         self._weights = dict(weights)
         self._codec: codec.Codec = weights["codec"].module
@@ -168,14 +170,10 @@ class Bark:
                 coarse=two,
                 fine=eight,
                 model=config.fingerprint,
-                segments=(
-                    Segment(request.text, 0.0, len(audio) / config.codec.sample_rate, request.seed, stop),
-                ),
+                segments=(Segment(request.text, 0.0, len(audio) / config.codec.sample_rate, request.seed, stop),),
                 timings=timings,
             )
-            for request, words, stop, two, eight, audio in zip(
-                group, said, ended, codes, codes8, waves, strict=True
-            )
+            for request, words, stop, two, eight, audio in zip(group, said, ended, codes, codes8, waves, strict=True)
         ]
 
     # --- the stages, numpy in and out ---------------------------------------------------------------------------------
@@ -210,7 +208,7 @@ class Bark:
             _integers(row, f"semantic{where}", (1,), 0, self.config.semantic.vocab_size - 1)
             for row, where in zip(rows, _places(semantic, rows), strict=True)
         ]
-        requests = self._requests([""] * len(rows), _spread(voice, semantic), _spread(seed, semantic), sampling, ids=False)
+        requests = self._requests(_blank(semantic, rows), voice, seed, sampling, ids=False)
         out: list[np.ndarray] = []
         with reporter(progress) as report, jax.default_device(self.device):
             for (group, n), part in zip(self._groups(requests), self._groups(arrays), strict=True):
@@ -243,7 +241,7 @@ class Bark:
             raise ValueError(
                 f"coarse has {sorted(given)} codebooks: it must have {low} to {high}, the same number in every item"
             )
-        requests = self._requests([""] * len(rows), _spread(voice, coarse), _spread(seed, coarse), sampling, ids=False)
+        requests = self._requests(_blank(coarse, rows), voice, seed, sampling, ids=False)
         out: list[np.ndarray] = []
         with reporter(progress) as report, jax.default_device(self.device):
             for (group, n), part in zip(self._groups(requests), self._groups(arrays), strict=True):
@@ -254,10 +252,12 @@ class Bark:
         """Codes (q, F), q up to 8 → audio (320 · F,) float32 at 24 kHz, not clipped."""
         rows = _as_list(fine)
         config = self.config.codec
-        arrays = [
-            _integers(row, f"fine{where}", (None, 0), 0, config.codebook_size - 1)
-            for row, where in zip(rows, _places(fine, rows), strict=True)
-        ]
+        arrays = []
+        for row, where in zip(rows, _places(fine, rows), strict=True):
+            codes = _integers(row, f"fine{where}", (None, 0), 0, config.codebook_size - 1)
+            if not 1 <= len(codes) <= config.n_codebooks:
+                raise ValueError(f"fine{where} has {len(codes)} codebooks: it must have 1 to {config.n_codebooks}")
+            arrays.append(codes)
         with jax.default_device(self.device):
             out = [wave for part, n in self._groups(arrays) for wave in self._decode(part, n)]
         return out if _is_list(fine) else out[0]
@@ -268,13 +268,17 @@ class Bark:
         Args:
           audio: (samples,) float, mono, or a list.
           sample_rate: of `audio`, in Hz; resampled to 24 kHz where it differs. None: it is 24 kHz already.
+
+        Raises:
+          ValueError: audio that is not mono float, is empty or not finite, or a sample rate out of its range.
         """
         rate = self.config.codec.sample_rate
-        rows = [np.asarray(row) for row in _as_list(audio)]
+        rows = _as_list(audio)
+        rows = [_samples(row, f"audio{where}") for row, where in zip(rows, _places(audio, rows), strict=True)]
         if sample_rate is not None and sample_rate != rate:
             rows = [audio_files.resample(row, sample_rate, rate) for row in rows]
         with jax.default_device(self.device):
-            out = [codes for row in rows for codes in [codec.encode(self._codec, row)]]
+            out = [codec.encode(self._codec, row) for row in rows]
         return out if _is_list(audio) else out[0]
 
     def voices(self) -> list[str]:
@@ -318,12 +322,13 @@ class Bark:
         prompts = []
         for request, words in zip(group, said, strict=True):
             history = None if request.voice is None else (request.voice.semantic, request.voice.coarse)
-            prompts.append(coarse.prompt(config, words, history, request.sampling.max_coarse_history))
+            most = request.sampling.max_coarse_history or config.max_history
+            prompts.append(coarse.prompt(config, words, history, most))
         codes = coarse.generate(
             self._weights["coarse"],
             config,
             _pad(prompts, rows, coarse.idle(config)),
-            _pad([r.sampling for r in group], rows, group[0].sampling.replace(top_k=None, top_p=None)),
+            _pad([r.sampling for r in group], rows, Sampling()),
             self._keys(group, rows, "coarse"),
             cache_dtype=self._cache_dtype,
             progress=lambda done, total: report("coarse", done, total),
@@ -367,9 +372,7 @@ class Bark:
             part = items[start : start + most]
             yield part, self.rows or 1 << (len(part) - 1).bit_length()
 
-    def _requests(
-        self, said: Any, voice: Any, seed: Any, settings: Any, *, ids: bool = True
-    ) -> list[Request]:
+    def _requests(self, said: Any, voice: Any, seed: Any, settings: Any, *, ids: bool = True) -> list[Request]:
         """Check everything, item by item, before anything is computed."""
         many = _is_list(said)
         texts = list(said) if many else [said]
@@ -385,17 +388,17 @@ class Bark:
                 if not isinstance(how, Sampling):
                     raise SamplingError(f"sampling is {how!r}: it must be a bark_jax.Sampling")
                 least, most = self.config.coarse.window, self.config.coarse.max_history
-                if how.max_coarse_history is None:
-                    how = how.replace(max_coarse_history=most)  # noqa: PLW2901
-                elif not least <= how.max_coarse_history <= most:
+                if how.max_coarse_history is not None and not least <= how.max_coarse_history <= most:
                     raise SamplingError(
                         f"max_coarse_history is {how.max_coarse_history}: it must be {least} to {most}, or None"
                     )
                 length = self.config.semantic.text_length
-                encoded = text.encode(self._tokenizer, self.config.semantic, line) if ids else np.zeros(length, np.int32)
+                encoded = (
+                    text.encode(self._tokenizer, self.config.semantic, line) if ids else np.zeros(length, np.int32)
+                )
                 drawn = sampling.new_seed() if s is None else sampling.check_seed(s)
             except ValueError as error:
-                if many and ids:
+                if many:
                     raise type(error)(f"item {i}: {error}") from error
                 raise
             requests.append(Request(line, encoded, known[id(v)], drawn, how))
@@ -415,15 +418,15 @@ def load(
     """Load a model.
 
     Args:
-      model: a native folder (from ``python -m convert``); a folder of Suno's ``.pt`` files, a Hugging Face Bark folder or
-        a hub id such as ``suno/bark``, which are converted once, into the cache (needs ``bark-jax[convert]``).
+      model: a native folder (from ``python -m convert``); a folder of Suno's ``.pt`` files, a Hugging Face Bark folder
+        or a hub id such as ``suno/bark``, which are converted once, into the cache (needs ``bark-jax[convert]``).
       dtype: of the weights, "float32" or "bfloat16"; None is bfloat16 on GPU and TPU, float32 on CPU.
       device: "cpu", "gpu", "tpu", a `jax.Device`, or None for JAX's default, the best there is.
-      rows: compile for exactly this many rows and fill batches up to it; results are then bit-equal whatever the number of
-        texts. None: the next power of two, at most 16.
+      rows: compile for exactly this many rows and fill batches up to it; results are then bit-equal whatever the number
+        of texts. None: the next power of two, at most 16.
       revision: branch, tag or commit of a hub id.
       local_files_only: never use the network.
-      sizes: {"text" | "coarse" | "fine": "small" | "large"} chooses among Suno's ``.pt`` files where both sizes are there.
+      sizes: {"text" | "coarse" | "fine": "small" | "large"} chooses among Suno's ``.pt`` files where both are there.
 
     Raises:
       HubError: the model is nowhere, or cannot be fetched (an `OSError`).
@@ -431,14 +434,12 @@ def load(
     """
     place = _device(device)
     dtype = dtype or ("float32" if place.platform == "cpu" else "bfloat16")
-    if dtype not in checkpoints.DTYPES:
+    if not isinstance(dtype, str) or dtype not in checkpoints.DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(checkpoints.DTYPES)}")
     folder, source = library.locate(model, revision=revision, local_files_only=local_files_only, sizes=sizes)
     config, tokenizer_json, weights = checkpoints.read(folder, dtype=dtype, device=place)
     repository = str(model) if isinstance(model, str) and not Path(model).expanduser().exists() else None
-    voices = library.Library(
-        [folder, source], config, repository=repository, local_files_only=local_files_only
-    )
+    voices = library.Library([folder, source], config, repository=repository, local_files_only=local_files_only)
     return Bark(config, tokenizer_json, weights, name=str(model), dtype=dtype, rows=rows, voices=voices)
 
 
@@ -475,18 +476,18 @@ def _places(value: Any, rows: list[Any]) -> list[str]:
     return [f"[{i}]" for i in range(len(rows))] if _is_list(value) else [""]
 
 
-def _spread(value: Any, like: Any) -> Any:
-    """An argument for one item, made a list when the items were passed on as a list of one."""
-    return value if _is_list(like) or _is_list(value) else [value]
+def _blank(value: Any, rows: list[Any]) -> Any:
+    """As many empty texts as there are inputs: stages after the first have none."""
+    return [""] * len(rows) if _is_list(value) else ""
 
 
 def _broadcast(value: Any, n: int, many: bool, name: str) -> list[Any]:
     if not _is_list(value):
         return [value] * n
     if not many:
-        raise ValueError(f"{name} is a list of {len(value)}, but there is one text: lists go together")
+        raise ValueError(f"{name} is a list of {len(value)}, but there is one input: lists go together")
     if len(value) != n:
-        raise ValueError(f"{name} has {len(value)} items for {n} texts: give one for all, or one for each")
+        raise ValueError(f"{name} has {len(value)} items for {n} inputs: give one for all, or one for each")
     return list(value)
 
 
@@ -496,11 +497,31 @@ def _pad(items: Sequence[T], rows: int, filler: T) -> list[T]:
 
 def _integers(value: Any, name: str, shape: tuple[int | None, ...], low: int, high: int) -> np.ndarray:
     """`value` as int32, or a ValueError; `shape` gives the rank and, where not None, the least size of an axis."""
-    array = np.asarray(value)
+    array = _array(value, name)
     if array.ndim != len(shape) or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}: it must be integers with {len(shape)} axes")
+        axes = "(n,)" if len(shape) == 1 else "(codebooks, frames)"
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}: it must be integers {axes}")
     if any(least is not None and size < least for size, least in zip(array.shape, shape, strict=True)):
-        raise ValueError(f"{name} has shape {array.shape}: it is empty")
+        raise ValueError(f"{name} has shape {array.shape}: it is empty, and must have at least 1")
     if array.size and (array.min() < low or array.max() > high):
         raise ValueError(f"{name} has values {array.min()} to {array.max()}: they must be {low} to {high}")
     return array.astype(np.int32)
+
+
+def _samples(value: Any, name: str) -> np.ndarray:
+    """`value` as mono float audio, or a ValueError."""
+    array = _array(value, name)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}: it must be mono float samples (n,), -1 to 1")
+    if not len(array):
+        raise ValueError(f"{name} is empty: it must hold at least 1 sample")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinity: all samples must be finite")
+    return array
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be made an array: {error}") from None

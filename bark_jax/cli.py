@@ -1,7 +1,8 @@
-"""``bark-jax``: say, voices, info. Exit code 0 only on success; an error is one line on stderr and code 1 (usage: 2)."""
+"""``bark-jax``: say, voices, info. Exit code 0 only on success; an error is one line on stderr and code 1 (usage 2)."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 import bark_jax
+from bark_jax import audio
 
 
 class _Commands(click.Group):
@@ -22,7 +24,12 @@ class _Commands(click.Group):
         except click.exceptions.Exit:
             raise
         except (ValueError, OSError, ModuleNotFoundError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    first, *more = str(error).split("\n") or [type(error).__name__]
+    return " ".join([first, "; ".join(line.strip() for line in more)]).strip()
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -88,7 +95,7 @@ def say(
     """Speak TEXT into a file ("-" reads the text from stdin)."""
     line = " ".join(text)
     if line == "-":
-        line = click.get_text_stream("stdin").read()
+        line = sys.stdin.read()
     settings = bark_jax.Sampling(
         text_temperature=0.0 if greedy else text_temperature,
         coarse_temperature=0.0 if greedy else coarse_temperature,
@@ -98,9 +105,7 @@ def say(
         min_eos_p=min_eos_p,
         max_duration_s=max_duration,
     )
-    parent = Path(output).absolute().parent
-    if not parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {parent} to write {Path(output).name} into")
+    _check_output(Path(output), "float" if as_float else None)
     bark = bark_jax.load(model, dtype=dtype, device=device, local_files_only=local_files_only)
     start = time.perf_counter()
     speech = bark.generate(line, voice=voice, seed=seed, sampling=settings, progress=not quiet)
@@ -111,6 +116,22 @@ def say(
         stages = ", ".join(f"{stage} {t:.2f}" for stage, t in speech.timings.items())
         click.echo(f"{output}: {speech.duration:.2f} s of speech, seed {speech.seed}")
         click.echo(f"took {seconds:.2f} s with compilation{factor} ({stages})", err=True)
+
+
+def _check_output(path: Path, subtype: str | None) -> None:
+    """Refuse what could not be written at the end before anything is computed."""
+    formats = audio.FORMATS
+    if path.suffix.lower() not in formats:
+        raise ValueError(f"The output is {str(path)!r}: its ending must be one of {', '.join(formats)}")
+    if subtype and subtype not in formats[path.suffix.lower()]:
+        raise ValueError(f"The output is {str(path)!r}: only .wav holds float samples")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {parent} to write {path.name} into")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: the output must be a file")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"The folder {parent} cannot be written to")
 
 
 @main.command()

@@ -3,10 +3,10 @@
 Takes semantic ids and gives codes; knows the network, the cache and Suno's window rules (`tokens`), and nothing of
 text, voices as files, or audio. As in every stage module: *prompt*, *state*, *step*, *generate*.
 
-A window's prompt is a slice of semantic ids, the infer token, and the last coarse tokens. Suno computes every prompt anew.
-Here a row whose prompt only grew since its last window (same semantic slice, no coarse token dropped: the first 11 windows
-without a voice) keeps its cache, which is the same numbers for much less work. Which way a row goes depends on that row
-alone, so neighbours never change a row.
+A window's prompt is a slice of semantic ids, the infer token, and the last coarse tokens. Suno computes every prompt
+anew. Here a row whose prompt only grew since its last window (same semantic slice, no coarse token dropped: the first
+11 windows without a voice) keeps its cache, which is the same numbers for much less work. Which way a row goes depends
+on that row alone, so neighbours never change a row.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def prompt(
 class State(NamedTuple):
     """Everything a batch needs to go on.
 
-    The cache has semantic_length + max_history slots for the prompt, from the left, and `window` slots behind them for the
-    window's own tokens, written at one index shared by all rows.
+    The cache has semantic_length + max_history slots for the prompt, from the left, and `window` slots behind them for
+    the window's own tokens, written at one index shared by all rows.
     """
 
     cache: KVCache
@@ -100,10 +100,8 @@ class Settings(NamedTuple):
     max_history: jax.Array
 
     @classmethod
-    def of(cls, rows: Sequence[Sampling]) -> Settings:
-        return cls(
-            Draw.of(rows, "coarse"), jnp.asarray(np.array([row.max_coarse_history for row in rows], np.int32))
-        )
+    def of(cls, rows: Sequence[Sampling], prompts: Sequence[Prompt]) -> Settings:
+        return cls(Draw.of(rows, "coarse"), jnp.asarray(np.array([p.max_history for p in prompts], np.int32)))
 
 
 def start(config: CoarseConfig, prompts: Sequence[Prompt], dtype: Any) -> State:
@@ -190,9 +188,7 @@ def step(
     position = config.semantic_length + state.n_history + index
     cache, hidden = network.decode_step(state.cache, token, position, first + index, visible)
     # The heads of the codebooks alone, 2,048 of 12,096 rows; a traced choice of 1,024 would copy them at every step.
-    logits = network.logits(
-        hidden, config.code_offset, config.code_offset + config.n_codebooks * config.codebook_size
-    )
+    logits = network.logits(hidden, config.code_offset, config.code_offset + config.n_codebooks * config.codebook_size)
     codebook = index % config.n_codebooks
     logits = logits.reshape(-1, config.n_codebooks, config.codebook_size)
     logits = lax.dynamic_index_in_dim(logits, codebook, axis=1, keepdims=False)
@@ -261,14 +257,14 @@ def generate(
 
     Args:
       prompts: B rows, see `prompt`. A row without tokens to generate gives an empty array.
-      rows: B settings; max_coarse_history must be what the prompts were built with.
+      rows: B settings; of the history, what the prompts say counts.
       keys: (B,) stage keys.
       progress: called with (windows so far, windows of the longest row).
 
     Returns:
       Per row the codes (n_codebooks, F) int32, 0 .. codebook_size - 1.
     """
-    settings = Settings.of(rows)
+    settings = Settings.of(rows, prompts)
     filtered = any(row.filters for row in rows)
     state = start(config, prompts, cache_dtype)
     n_windows = max((-(-p.n_tokens // config.window) for p in prompts), default=0)

@@ -170,9 +170,7 @@ class CoarseConfig:
     """Tokens generated per prompt; a multiple of n_codebooks."""
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "semantic_length", "n_codebooks", "codebook_size", "rate_hz", "semantic_rate_hz", "window"
-        )
+        _positive(self, "semantic_length", "n_codebooks", "codebook_size", "rate_hz", "semantic_rate_hz", "window")
         _positive(self, "max_history")
         for name in ("semantic_pad_token", "infer_token"):
             _token(self, name, self.network.input_vocab_size)
@@ -391,14 +389,8 @@ def _from_tree(cls: Any, tree: dict[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(tree) - set(fields))
-    _require(
-        not unknown, f"{where} has unknown key(s) {', '.join(unknown)}: {cls.__name__} knows {', '.join(fields)}"
-    )
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in tree and field.default is dataclasses.MISSING
-    ]
+    _require(not unknown, f"{where} has unknown key(s) {', '.join(unknown)}: {cls.__name__} knows {', '.join(fields)}")
+    missing = [name for name, field in fields.items() if name not in tree and field.default is dataclasses.MISSING]
     _require(not missing, f"{where} lacks key(s) {', '.join(missing)} of {cls.__name__}")
     return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in tree.items()})
 

@@ -1,8 +1,8 @@
 """Stage 3: the codes of the first codebooks (and a voice) → the codes of all codebooks.
 
 Takes and gives codes; knows the network and Suno's overlapping windows (`tokens.fine_windows`), and nothing of text,
-voices as files, or audio. As in every stage module: *prompt*, *state*, *step*, *generate*. Attention here is not causal,
-so there is no cache: each codebook of each window is one pass over all of the window's frames.
+voices as files, or audio. As in every stage module: *prompt*, *state*, *step*, *generate*. Attention here is not
+causal, so there is no cache: each codebook of each window is one pass over all of the window's frames.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class State:
 
 
 def prompt(config: FineConfig, codes: np.ndarray, history: np.ndarray | None) -> State:
-    """A row from codes (n_given, F) and a voice's codes (n_codebooks, F'), of which the last max_history frames count."""
+    """A row from codes (n_given, F) and a voice's codes (n_codebooks, F'), whose last max_history frames count."""
     n_given, n_frames = codes.shape
     n_history = 0 if history is None else min(history.shape[1], config.max_history)
     length = max(n_history + n_frames, config.window)
@@ -104,7 +104,9 @@ def advance(
     `window` () int32 is its number, for the noise.
     """
     network: FineGPT = weights.module
-    below = sum(network.embed(q, codes[:, :, q]) for q in range(n_given))
+    below = network.embed(0, codes[:, :, 0])
+    for q in range(1, n_given):
+        below = below + network.embed(q, codes[:, :, q])
     noise_shape = (config.window, config.codebook_size)
 
     def body(below: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -148,9 +150,7 @@ def generate(
                 window = state.windows[w]
                 codes[i] = state.codes[window.start : window.start + config.window]
                 fill[i] = window.fill - window.start
-        filled = np.asarray(
-            advance(weights, config, codes, fill, draw, keys, np.int32(w), n_given=n_given)
-        )
+        filled = np.asarray(advance(weights, config, codes, fill, draw, keys, np.int32(w), n_given=n_given))
         for i, state in enumerate(states):
             if w < len(state.windows):
                 start = state.windows[w].start

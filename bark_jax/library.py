@@ -18,7 +18,7 @@ from bark_jax import hub
 from bark_jax import voice as voices
 from bark_jax import weights as checkpoints
 from bark_jax.config import BarkConfig
-from bark_jax.voice import UnknownVoiceError, Voice
+from bark_jax.voice import UnknownVoiceError, Voice, VoiceError
 
 BUNDLED = "bark-nano"
 PRESETS = "suno/bark"
@@ -46,13 +46,14 @@ def locate(
             f"The model is {BUNDLED!r}, which is not bundled with this version: name a folder of weights, or a hub id "
             "such as 'suno/bark-small'"
         )
-    sizes = dict(sizes or {})
+    sizes = _sizes(sizes)
     patterns = None
     if sizes and isinstance(model, str) and not Path(model).expanduser().is_dir():
         chosen = [f"{stage}{'' if sizes.get(stage) == 'small' else '_2'}.pt" for stage in hub.STAGES]
         patterns = [*chosen, "encodec_24khz*.th", *hub.TEXT_FILES]
     source = hub.resolve(model, revision=revision, local_files_only=local_files_only, allow_patterns=patterns)
-    if checkpoints.is_native(source):
+    # A native folder that lacks one of its files is for its reader to refuse, not for the converter.
+    if any((source / f"{network}.safetensors").exists() for network in checkpoints.NETWORKS):
         return source, source
     # A size is a choice only where there is one.
     sizes = {k: v for k, v in sizes.items() if all((source / f"{k}{end}.pt").exists() for end in ("", "_2"))}
@@ -72,10 +73,22 @@ def locate(
     return folder, source
 
 
+def _sizes(sizes: Mapping[str, str] | None) -> dict[str, str]:
+    if sizes is None:
+        return {}
+    if not isinstance(sizes, Mapping) or not all(
+        stage in hub.STAGES and size in ("small", "large") for stage, size in sizes.items()
+    ):
+        raise ValueError(f"sizes is {sizes!r}: it must map {', '.join(hub.STAGES)} to 'small' or 'large'")
+    return dict(sizes)
+
+
 def _key(source: Path, sizes: Mapping[str, str]) -> str:
     """A folder name that changes with the source's path, files, sizes and times, and the choice among them."""
     real = source.resolve()
-    digest = hashlib.sha256(f"1 {real} {sorted(sizes.items())}".encode())  # the number: raise it when conversion itself changes
+    digest = hashlib.sha256(
+        f"1 {real} {sorted(sizes.items())}".encode()
+    )  # the number: raise it when conversion itself changes
     for file in sorted(real.rglob("*")):
         if file.suffix in (".pt", ".th", ".bin", ".safetensors", ".json", ".txt") and file.is_file():
             stat = file.stat()
@@ -117,7 +130,12 @@ class Library:
           VoiceError: not a voice, an unknown name, or one that does not fit the model.
           OSError: a file that cannot be read.
         """
-        found = voices.as_voice(voice, self._folders, fetch=self._fetch if self._repository else None)
+        try:
+            found = voices.as_voice(voice, self._folders, fetch=self._fetch if self._repository else None)
+        except VoiceError:
+            raise
+        except ValueError as error:  # a NUL or a lone surrogate, which no path can hold
+            raise VoiceError(f"The voice is {voice!r}: it names no file ({error})") from None
         if found is not None:
             found.check(self._config)
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Progress = None | bool | Callable[[str, int, int], None]
 """None or False: silent. True: bars, if stderr is a terminal. A function: called with (stage, done, total)."""
@@ -35,7 +36,8 @@ class _Bars:
     """One tqdm bar, begun anew for each stage."""
 
     def __init__(self) -> None:
-        self._stage, self._bar = "", None
+        self._stage = ""
+        self._bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         from tqdm import tqdm

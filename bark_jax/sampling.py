@@ -61,7 +61,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("text_temperature", "coarse_temperature", "fine_temperature"):
-            self._check(name, lambda v: 0 <= v, "a finite number, 0 (argmax) or more")
+            self._check(name, lambda v: v >= 0, "a finite number, 0 (argmax) or more")
         if self.top_k is not None:
             self._check("top_k", lambda v: v >= 1 and v == int(v), "an integer of 1 or more, or None")
         if self.top_p is not None:
@@ -71,7 +71,9 @@ class Sampling:
         if self.max_duration_s is not None:
             self._check("max_duration_s", lambda v: v >= 0, "seconds, 0 or more, or None")
         if self.max_coarse_history is not None:
-            self._check("max_coarse_history", lambda v: v >= 1 and v == int(v), "an integer (60 to 630 for Bark), or None")
+            self._check(
+                "max_coarse_history", lambda v: v >= 1 and v == int(v), "an integer (60 to 630 for Bark), or None"
+            )
         if not isinstance(self.allow_early_stop, bool | np.bool_):
             raise SamplingError(f"allow_early_stop is {self.allow_early_stop!r}: it must be True or False")
 

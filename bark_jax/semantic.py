@@ -49,8 +49,8 @@ def prompt(config: SemanticConfig, text: np.ndarray, history: np.ndarray | None)
 class State(NamedTuple):
     """Everything a batch needs to go on; rows are independent of each other.
 
-    The cache has text_length prompt slots and a ring of max_tokens slots behind them, written at one index shared by all
-    rows; since a row never lives longer than max_tokens steps, rows may start at different times.
+    The cache has text_length prompt slots and a ring of max_tokens slots behind them, written at one index shared by
+    all rows; since a row never lives longer than max_tokens steps, rows may start at different times.
     """
 
     cache: KVCache
@@ -123,23 +123,13 @@ def step(
     seen = age[None] <= state.length[:, None]  # a row sees what it wrote itself: its latest length + 1 slots
     visible = jnp.concatenate([jnp.ones((len(seen), config.text_length), bool), seen], axis=1)
     position = jnp.minimum(config.text_length + state.length, network.config.block_size - 1)
-    cache, hidden = network.decode_step(
-        state.cache, state.token, position, config.text_length + written, visible
-    )
-    logits = jnp.concatenate(
-        [
-            network.logits(hidden, 0, config.vocab_size),
-            jnp.where(
-                settings.allow_early_stop[:, None],
-                network.logits(hidden, config.pad_token, config.pad_token + 1),
-                -jnp.inf,
-            ),
-        ],
-        axis=1,
-    )
+    cache, hidden = network.decode_step(state.cache, state.token, position, config.text_length + written, visible)
+    logits = network.logits(hidden)  # all rows of the head: some would have to be copied out first
+    end = jnp.where(settings.allow_early_stop, logits[:, config.pad_token], -jnp.inf)
+    logits = jnp.concatenate([logits[:, : config.vocab_size], end[:, None]], axis=1)
     choose = partial(_choose, filtered=filtered)
-    drawn, end = jax.vmap(choose)(logits, noise, settings.draw, settings.min_eos_p)
-    end = end & settings.allow_early_stop & ~state.done
+    drawn, stop = jax.vmap(choose)(logits, noise, settings.draw, settings.min_eos_p)
+    end = stop & settings.allow_early_stop & ~state.done
     length = jnp.where(state.done | end, state.length, state.length + 1)
     done = state.done | end | (length >= settings.limit)
     token = jnp.minimum(drawn, config.vocab_size - 1)
@@ -172,7 +162,7 @@ def advance(
     n: int,
     filtered: bool,
 ) -> tuple[State, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    """`n` steps in one dispatch. Gives the state, the ids (B, n), and copies of (length, done, ended) that outlive it."""
+    """`n` steps in one dispatch. Gives the state, ids (B, n), and copies of (length, done, ended) that outlive it."""
     network: CausalGPT = weights.module
     # Drawn before the loop, off the serial path. A row's step number is its own length, so chunks do not matter.
     steps = state.length[None] + jnp.arange(n, dtype=jnp.int32)[:, None]
@@ -210,7 +200,7 @@ def generate(
     filtered = any(row.filters for row in rows)
     on_cpu = weights.leaves[0].devices().pop().platform == "cpu"
     n = CHUNK["cpu"] if on_cpu else CHUNK_ELSEWHERE
-    # An accelerator is kept busy by dispatching a chunk before looking at the one before; a CPU would only do more work.
+    # An accelerator is kept busy by dispatching a chunk before looking at the last; a CPU would only do more work.
     ahead = 0 if on_cpu else 1
 
     state = start(weights, config, jnp.asarray(prompts), cache_dtype)

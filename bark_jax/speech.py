@@ -78,14 +78,16 @@ class Speech:
         """Write the audio; the format follows the extension (wav, flac, ogg).
 
         Args:
-          subtype: "float" (wav only: 32-bit, exact) or "pcm16" (rounded, clipped at full scale); None chooses pcm16,
-            which every player knows.
+          subtype: "float" (wav only: 32-bit, exact) or "pcm16" (wav and flac: rounded, clipped at full scale); None
+            chooses pcm16 for wav, which every player knows, and the format's own for others.
 
         Raises:
           AudioError: an extension or subtype that cannot be written.
           OSError: the file cannot be written; nothing half-written remains.
         """
-        audio_files.write(path, self.audio, self.sample_rate, subtype=subtype or "pcm16")
+        if subtype is None and Path(path).suffix.lower() == ".wav":
+            subtype = "pcm16"
+        audio_files.write(path, self.audio, self.sample_rate, subtype=subtype)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.audio, dtype=dtype, copy=copy)

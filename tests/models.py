@@ -98,7 +98,11 @@ def voice(made: BarkConfig, n: int = 40, seed: int = 0) -> dict[str, np.ndarray]
     """A random voice of `n` semantic tokens, as Suno's dictionary."""
     rng = np.random.default_rng(seed)
     fine = rng.integers(0, made.codec.codebook_size, (made.codec.n_codebooks, round(n * 1.5)))
-    return {"semantic_prompt": rng.integers(0, made.semantic.vocab_size, n), "coarse_prompt": fine[:2], "fine_prompt": fine}
+    return {
+        "semantic_prompt": rng.integers(0, made.semantic.vocab_size, n),
+        "coarse_prompt": fine[:2],
+        "fine_prompt": fine,
+    }
 
 
 def zeros(shape: tuple[int, ...]) -> jax.Array:

@@ -1,8 +1,8 @@
 """Drives Suno's own torch functions with decisions that a test controls. Needs torch; holds no tests.
 
-Suno draws with ``torch.multinomial``; here it is replaced by one that either takes the most likely candidate or adds given
-Gumbel noise. Where the best two candidates are closer than float32 can tell apart, the reference is told to take our
-candidate (teacher forcing), and that is counted.
+Suno draws with ``torch.multinomial``; here it is replaced by one that either takes the most likely candidate or adds
+given Gumbel noise. Where the best two candidates are closer than float32 can tell apart, the reference is told to take
+our candidate (teacher forcing), and that is counted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from checkpoints import reference, write_vocabulary
 
 MARGIN = 1e-4

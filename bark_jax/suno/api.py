@@ -1,4 +1,4 @@
-"""``bark.api`` of Suno's package: text → semantic → waveform as named steps. See `bark_jax.suno` for the differences."""
+"""``bark.api`` of Suno's package: text → semantic → waveform as named steps. `bark_jax.suno` lists the differences."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from bark_jax.suno.generation import History
 from bark_jax.voice import Voice, VoiceError
 
 
-def text_to_semantic(
-    text: str, history_prompt: History = None, temp: float = 0.7, silent: bool = False
-) -> np.ndarray:
+def text_to_semantic(text: str, history_prompt: History = None, temp: float = 0.7, silent: bool = False) -> np.ndarray:
     """Semantic ids (n,) int32, 49.9 per second, of a text of 1 to 256 tokens. See `generate_audio`."""
     return generation.generate_text_semantic(
         text, history_prompt=history_prompt, temp=temp, silent=silent, use_kv_caching=True

@@ -82,14 +82,14 @@ def preload_models(
 ) -> None:
     """Load the model; stages of different sizes mix. Every ``..._use_gpu`` is ignored, see `bark_jax.suno`.
 
-    ``SUNO_USE_SMALL_MODELS`` in the environment makes all stages small, as in the original.
+    ``SUNO_USE_SMALL_MODELS=True`` in the environment makes all stages small, as in the original.
 
     Raises:
       HubError: the weights are nowhere, or cannot be fetched.
       ConversionError: the files are not Bark's.
     """
     global _model, _sizes
-    all_small = bool(os.environ.get("SUNO_USE_SMALL_MODELS"))
+    all_small = os.environ.get("SUNO_USE_SMALL_MODELS", "").lower() in ("true", "1", "t")
     wanted = {
         stage: "small" if small or all_small else "large"
         for stage, small in (("text", text_use_small), ("coarse", coarse_use_small), ("fine", fine_use_small))
@@ -149,9 +149,7 @@ def generate_text_semantic(
         max_duration_s=max_gen_duration_s,
         allow_early_stop=allow_early_stop,
     )
-    return _loaded().text_to_semantic(
-        text, voice=history_prompt, seed=_seed(), sampling=settings, progress=not silent
-    )
+    return _loaded().text_to_semantic(text, voice=history_prompt, seed=_seed(), sampling=settings, progress=not silent)
 
 
 def generate_coarse(
@@ -169,19 +167,24 @@ def generate_coarse(
 
     Args:
       max_coarse_history: 60 (faster) to 630 (more context).
-      sliding_window_len: tokens per window, a multiple of 2; other values than 60 compile programs of their own.
+      sliding_window_len: tokens per window, a multiple of 2 up to max_coarse_history, and both together at most 768;
+        other values than 60 compile programs of their own.
 
     Raises:
       ValueError: ids, prompt or setting out of its range.
     """
     model = _loaded()
-    settings = Sampling(
-        coarse_temperature=temp, top_k=top_k, top_p=top_p, max_coarse_history=max_coarse_history
-    )
+    settings = Sampling(coarse_temperature=temp, top_k=top_k, top_p=top_p, max_coarse_history=max_coarse_history)
     coarse = model.config.coarse
     if sliding_window_len != coarse.window:
         if not 60 <= max_coarse_history <= coarse.max_history:
             raise SamplingError(f"max_coarse_history is {max_coarse_history}: it must be 60 to {coarse.max_history}")
+        most = min(max_coarse_history, coarse.network.block_size - coarse.semantic_length - max_coarse_history)
+        if not isinstance(sliding_window_len, int) or not 0 < sliding_window_len <= most or sliding_window_len % 2:
+            raise SamplingError(
+                f"sliding_window_len is {sliding_window_len!r}: it must be a multiple of 2, 2 to {most} with "
+                f"max_coarse_history = {max_coarse_history}"
+            )
         other = dataclasses.replace(coarse, window=sliding_window_len, max_history=max_coarse_history)
         model = copy.copy(model)
         model.config = dataclasses.replace(model.config, coarse=other)

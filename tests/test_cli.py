@@ -1,0 +1,230 @@
+"""``python -m bark_jax``: files, exit codes, and errors of one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import suno_like
+from click.testing import CliRunner
+
+import bark_jax
+from bark_jax import audio, cli
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return suno_like.save(tmp_path_factory.mktemp("cli") / "model")
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, stdin: str | bytes | None = None):
+        return CliRunner().invoke(cli.main, [str(a) for a in arguments], input=stdin, prog_name="bark-jax")
+
+    return run
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def say(folder: Path, *more: object) -> list[object]:
+    return ["say", "-m", folder, "--max-duration", 0.3, "--seed", 7, *more]
+
+
+class TestSay:
+    def test_writes_what_generate_gives(self, folder, call, tmp_path):
+        done = call(*say(folder, "-v", "v2/en_speaker_6", "--float", "Hello,", "you!"))
+        assert done.exit_code == 0, done.output
+        speech = bark_jax.load(folder).generate(
+            "Hello, you!", voice="v2/en_speaker_6", seed=7, sampling=bark_jax.Sampling(max_duration_s=0.3)
+        )
+        np.testing.assert_array_equal(audio.read(tmp_path / "speech.wav", 24_000), speech.audio)
+        assert files(tmp_path) == ["speech.wav"]
+        assert f"speech.wav: {speech.duration:.2f} s of speech, seed 7" in done.output
+        assert "real time" in done.output and "semantic" in done.output
+
+    @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+    def test_endings(self, folder, call, tmp_path, name):
+        done = call(*say(folder, "-q", "-o", name, "Hello"))
+        assert (done.exit_code, done.output) == (0, "")
+        assert files(tmp_path) == [name]
+        assert audio.read(tmp_path / name, 24_000).shape == (320 * 22,)
+
+    def test_text_from_stdin(self, folder, call, tmp_path):
+        assert call(*say(folder, "-q", "-o", "a.wav", "-"), stdin="Hello\nyou!\n").exit_code == 0
+        assert call(*say(folder, "-q", "-o", "b.wav", "Hello you!")).exit_code == 0
+        assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+    def test_a_voice_file(self, folder, call, tmp_path):
+        suno_like.voice(1).save(tmp_path / "me.npz")
+        assert call(*say(folder, "-q", "-o", "a.wav", "-v", "me.npz", "Hello")).exit_code == 0
+        assert call(*say(folder, "-q", "-o", "b.wav", "-v", suno_like.NAMES[1], "Hello")).exit_code == 0
+        assert call(*say(folder, "-q", "-o", "c.wav", "Hello")).exit_code == 0
+        a, b, c = ((tmp_path / f"{name}.wav").read_bytes() for name in "abc")
+        assert a == b != c
+
+    def test_greedy_needs_no_seed(self, folder, call, tmp_path):
+        for seed in (1, 2):
+            done = call(*say(folder, "-q", "--greedy", "--seed", seed, "-o", f"{seed}.wav", "Hello"))
+            assert done.exit_code == 0
+        assert (tmp_path / "1.wav").read_bytes() == (tmp_path / "2.wav").read_bytes()
+
+    def test_a_warning_is_a_line(self, folder, call):
+        done = call("say", "-q", "-m", folder, "--seed", 1, "Hello")
+        assert done.exit_code == 0
+        assert done.output.startswith("warning: The speech of 'Hello' was cut at the model's limit of 40")
+        assert done.output.count("\n") == 1
+
+
+class TestOthers:
+    def test_voices(self, folder, call, tmp_path, monkeypatch):
+        (tmp_path / "mine").mkdir()
+        suno_like.voice(3).save(tmp_path / "mine" / "anna.npz")
+        monkeypatch.setenv("BARK_JAX_VOICES", str(tmp_path / "mine"))
+        done = call("voices", "-m", folder)
+        assert done.exit_code == 0
+        assert {"anna", *suno_like.NAMES} <= set(done.output.split("\n"))
+
+    def test_info(self, folder, call):
+        done = call("info", "-m", folder)
+        assert done.exit_code == 0
+        for words in (bark_jax.__version__, "1 layers, 1 heads, width 16", "256 text tokens", "24000 Hz, 8 codebooks"):
+            assert words in done.output
+
+    def test_version_and_help(self, call):
+        assert call("--version").output.strip() == f"bark-jax, version {bark_jax.__version__}"
+        for arguments in (["-h"], ["say", "--help"], ["voices", "-h"], ["info", "-h"]):
+            done = call(*arguments)
+            assert done.exit_code == 0 and done.output.startswith("Usage: bark-jax")
+
+
+USAGE = {
+    "unknown command": ["sing"],
+    "unknown option": ["say", "--loud", "Hello"],
+    "no text": ["say"],
+    "seed": ["say", "--seed", "x", "Hello"],
+    "temperature": ["say", "--text-temperature", "hot", "Hello"],
+    "dtype": ["say", "--dtype", "int3", "Hello"],
+    "device": ["say", "--device", "metal", "Hello"],
+    "more for voices": ["voices", "extra"],
+}
+
+
+@pytest.mark.parametrize("case", USAGE, ids=str)
+def test_usage_errors(call, tmp_path, case):
+    done = call(*USAGE[case])
+    assert done.exit_code == 2
+    assert "Usage: bark-jax" in done.output and "Error: " in done.output
+    assert files(tmp_path) == []
+
+
+ERRORS = {
+    "empty text": (["Hello", "-o", "a.txt"], "'a.txt': its ending must be one of .wav, .flac"),
+    "text": ([""], "must hold at least one character"),
+    "long text": (["a " * 300], "300 tokens, 44 more than the limit of 256"),
+    "voice": (["-v", "v2/en_speaker_66", "Hello"], "There is no voice 'v2/en_speaker_66'"),
+    "voice file": (["-v", "none.npz", "Hello"], "none.npz"),
+    "voice path": (["-v", "../x", "Hello"], "is not the name of a voice"),
+    "seed": (["--seed", "-1", "Hello"], "seed is -1: it must be"),
+    "temperature": (["--text-temperature", "-1", "Hello"], "text_temperature is -1.0: it must be"),
+    "temperature NaN": (["--fine-temperature", "nan", "Hello"], "fine_temperature is nan: it must be"),
+    "top-k": (["--top-k", "0", "Hello"], "top_k is 0: it must be"),
+    "top-p": (["--top-p", "2", "Hello"], "top_p is 2.0: it must be"),
+    "min-eos-p": (["--min-eos-p", "2", "Hello"], "min_eos_p is 2.0: it must be"),
+    "duration": (["--max-duration", "-1", "Hello"], "max_duration_s is -1.0: it must be"),
+    "device": (["--device", "tpu", "Hello"], "JAX finds none"),
+    "folder": (["-o", "none/a.wav", "Hello"], "There is no folder"),
+    "a folder": (["-o", "folder.wav", "Hello"], "folder.wav is a folder"),
+    "no ending": (["-o", "speech", "Hello"], "'speech': its ending must be one of"),
+    "float flac": (["--float", "-o", "a.flac", "Hello"], "only .wav holds float"),
+    "model": (["-m", "no/such/model", "Hello"], "There is no folder 'no/such/model'"),
+    "bundled": (["-m", "bark-nano", "Hello"], "'bark-nano', which is not bundled"),
+    "hub": (["-m", "suno/bark-none", "Hello"], "suno/bark-none is not in the cache"),
+    "local only": (["--local-files-only", "-m", "suno/bark-none", "Hello"], "local_files_only is set"),
+    "file": (["-m", str(__file__), "Hello"], "is a file: the model must be the folder"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS, ids=str)
+def test_errors_are_one_line(folder, call, tmp_path, monkeypatch, case):
+    arguments, words = ERRORS[case]
+    (tmp_path / "folder.wav").mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    done = call("say", "-m", folder, *arguments)
+    assert done.exit_code == 1, done.output
+    assert isinstance(done.exception, SystemExit)  # no error of ours passes through
+    lines = done.output.strip("\n").split("\n")
+    assert len(lines) == 1 and lines[0].startswith("Error: ") and words in lines[0]
+    assert files(tmp_path) == ["folder.wav"]
+
+
+@pytest.mark.parametrize("command", [["say", "Hello"], ["voices"], ["info"]])
+def test_a_damaged_model_is_one_line(call, tmp_path, folder, command):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in folder.iterdir():
+        if file.is_file():
+            (damaged / file.name).symlink_to(file)
+    (damaged / "coarse.safetensors").unlink()
+    (damaged / "coarse.safetensors").write_bytes(b"")
+    (damaged / "fine.safetensors").unlink()
+    (damaged / "fine.safetensors").write_bytes(b"xx")
+    done = call(*command, "-m", damaged)
+    assert done.exit_code == 1 and done.output.count("\n") == 1
+    assert "coarse.safetensors is damaged" in done.output and "fine.safetensors is damaged" in done.output
+    assert files(tmp_path) == ["damaged"]
+
+
+def test_a_folder_that_holds_no_model(call, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = call("say", "-m", "empty", "Hello")
+    assert done.exit_code == 1 and done.output.count("Error: ") == 1
+    assert files(tmp_path) == ["empty"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_cannot_be_written(folder, call, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    done = call(*say(folder, "-o", "locked/a.wav", "Hello"))
+    assert done.exit_code == 1 and "cannot be written to" in done.output
+
+
+def test_bad_bytes_on_stdin(folder, call, tmp_path):
+    done = call(*say(folder, "-"), stdin=b"\xff\xfe")
+    assert done.exit_code == 1 and done.output.startswith("Error: ")
+    assert files(tmp_path) == []
+
+
+def test_a_bug_keeps_its_traceback(folder, call, monkeypatch):
+    def broken(*_, **__):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(bark_jax, "load", broken)
+    done = call("voices", "-m", folder)
+    assert isinstance(done.exception, TypeError)
+
+
+def test_as_a_process(folder, tmp_path):
+    """With nothing of this process: the real streams and exit codes, and no torch."""
+    command = [sys.executable, "-c", "import sys; sys.modules['torch'] = None; import bark_jax.cli; bark_jax.cli.main()"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([*command, *map(str, say(folder, "-o", "a.wav", "-"))], input="Hello", **options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "a.wav: 0.29 s of speech, seed 7\n"
+    assert "%" not in done.stderr  # no bar where there is no terminal
+    assert len(audio.read(tmp_path / "a.wav", 24_000)) == 320 * 22
+    module = [sys.executable, "-m", "bark_jax"]
+    done = subprocess.run([*module, *map(str, say(folder, "-v", "nobody", "-o", "b.wav", "Hello"))], **options)
+    assert (done.returncode, done.stdout, files(tmp_path)) == (1, "", ["a.wav"])
+    assert done.stderr.startswith("Error: There is no voice 'nobody'") and done.stderr.count("\n") == 1
