@@ -24,11 +24,11 @@ from bark_jax import audio as audio_files
 from bark_jax import coarse, codec, fine, library, sampling, semantic, text
 from bark_jax import weights as checkpoints
 from bark_jax.config import BarkConfig
+from bark_jax.flat import Weights
 from bark_jax.progress import Progress, reporter
 from bark_jax.sampling import Sampling, SamplingError
 from bark_jax.speech import BarkWarning, Segment, Speech
 from bark_jax.voice import Voice
-from bark_jax.weights import Weights
 
 VoiceLike = None | str | Path | Mapping[str, Any] | Voice
 """What a caller may mean by a voice: none, a name, a path, Suno's dictionary, a `Voice`."""

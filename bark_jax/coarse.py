@@ -24,9 +24,9 @@ from jax import lax
 
 from bark_jax import sampling, tokens
 from bark_jax.config import CoarseConfig
+from bark_jax.flat import Weights
 from bark_jax.gpt import CausalGPT, KVCache
 from bark_jax.sampling import Draw, Sampling
-from bark_jax.weights import Weights
 
 # --- prompt -----------------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from jax import lax
 
 from bark_jax import sampling, tokens
 from bark_jax.config import FineConfig
+from bark_jax.flat import Weights
 from bark_jax.gpt import FineGPT
 from bark_jax.sampling import Draw, Sampling
-from bark_jax.weights import Weights
 
 # --- prompt and state -------------------------------------------------------------------------------------------------
 

@@ -17,9 +17,9 @@ from jax import lax
 
 from bark_jax import sampling, tokens
 from bark_jax.config import SemanticConfig
+from bark_jax.flat import Weights
 from bark_jax.gpt import CausalGPT, KVCache
 from bark_jax.sampling import Draw, Sampling
-from bark_jax.weights import Weights
 
 CHUNK = {"cpu": 8}
 """Tokens per dispatch, by platform. On CPUs a dispatch costs little and every token past the end costs a whole step."""

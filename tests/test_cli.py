@@ -129,7 +129,7 @@ def test_usage_errors(call, tmp_path, case):
 
 
 ERRORS = {
-    "empty text": (["Hello", "-o", "a.txt"], "'a.txt': its ending must be one of .wav, .flac"),
+    "text file": (["Hello", "-o", "a.txt"], "'a.txt': its ending must be one of .wav, .flac"),
     "text": ([""], "must hold at least one character"),
     "long text": (["a " * 300], "300 tokens, 44 more than the limit of 256"),
     "voice": (["-v", "v2/en_speaker_66", "Hello"], "There is no voice 'v2/en_speaker_66'"),

@@ -175,3 +175,29 @@ class TestMetadata:
         contributing = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
         for name in ("TORCH", "SUNO", "ENCODEC"):
             assert f"`{re.search(rf'^{name} := (.+)$', makefile, re.MULTILINE)[1]}`" in contributing
+
+
+def test_imports_go_down_only() -> None:
+    """What CONTRIBUTING.md draws: no module imports one above itself."""
+    layers = [
+        {"config", "flat", "linear", "tokens"},
+        {"gpt", "codec", "sampling", "text", "audio"},
+        {"voice"},
+        {"semantic", "coarse", "fine", "hub", "speech", "progress"},
+        {"weights"},
+        {"library"},
+        {"bark"},
+        {"__init__"},
+        {"cli", "suno", "__main__"},
+    ]
+    level = {name: i for i, names in enumerate(layers) for name in names}
+    wrong = []
+    for file in sorted((ROOT / "bark_jax").rglob("*.py")):
+        name = file.relative_to(ROOT / "bark_jax").parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("bark_jax"):
+                continue
+            _, _, module = (node.module or "").partition(".")
+            used = [module.split(".")[0]] if module else [alias.name for alias in node.names]
+            wrong += [f"{file.name} imports {u}" for u in used if level.get(u, -1) > level[name]]
+    assert not wrong
