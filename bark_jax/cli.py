@@ -28,7 +28,7 @@ class _Commands(click.Group):
 
 
 def _one_line(error: Exception) -> str:
-    first, *more = str(error).split("\n") or [type(error).__name__]
+    first, *more = (str(error) or type(error).__name__).split("\n")
     return " ".join([first, "; ".join(line.strip() for line in more)]).strip()
 
 

@@ -12,13 +12,13 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
 import pytest
 import safetensors.numpy
-import suno_like
 
 import bark_jax
+import models
+import suno_like
 from bark_jax import BarkWarning, CheckpointError, ConfigError, HubError, Sampling, SamplingError, TextError, VoiceError
 from bark_jax import bark as bark_module
 from bark_jax.text import TokenizerError, build_tokenizer
@@ -120,7 +120,7 @@ ARGUMENTS = {
     "voice keys": ({"voice": prompt(fine_prompt=None)}, VoiceError, "lacks fine_prompt: the keys are semantic_prompt"),
     "voice unknown key": ({"voice": prompt(speaker=1)}, VoiceError, "unknown key 'speaker': the keys are"),
     "voice of another model": ({"voice": prompt(model="suno")}, VoiceError, "of model 'suno', .* is 'test'"),
-    "voice semantic range": ({"voice": prompt(semantic_prompt=ids(40, value=200))}, VoiceError, "holds 200: .* 0 to 199"),
+    "voice semantic range": ({"voice": prompt(semantic_prompt=ids(40, value=200))}, VoiceError, "200: .* 0 to 199"),
     "voice negative": ({"voice": prompt(semantic_prompt=ids(40, value=-1))}, VoiceError, "holds -1: tokens are 0"),
     "voice float": ({"voice": prompt(semantic_prompt=np.zeros(40))}, VoiceError, "float64: tokens are integers"),
     "voice code range": ({"voice": prompt(coarse_prompt=ids(2, 60, value=64))}, VoiceError, "holds 64: .* 0 to 63"),
@@ -150,7 +150,7 @@ ARGUMENTS = {
     "sampling in a list": ({"text": ["a"], "sampling": [0.7]}, SamplingError, "item 0: sampling is 0.7"),
     "samplings too few": ({"text": ["a", "b"], "sampling": [Sampling()]}, ValueError, "sampling has 1 items for 2"),
     "history of another model": (
-        {"sampling": Sampling(max_coarse_history=630)}, SamplingError, "max_coarse_history is 630: it must be 12 to 120",
+        {"sampling": Sampling(max_coarse_history=630)}, SamplingError, "history is 630: it must be 12 to 120",
     ),
     "progress": ({"progress": "bar"}, ValueError, r"progress is 'bar': it must be None, True, False or a function"),
 }  # fmt: skip
@@ -190,7 +190,7 @@ def test_settings(setting, value, words):
 STAGES = {
     "semantic None": ("semantic_to_coarse", (None,), {}, r"object\[\]: it must be integers"),
     "semantic text": ("semantic_to_coarse", ("abc",), {}, "it must be integers"),
-    "semantic float": ("semantic_to_coarse", (np.zeros(3),), {}, r"semantic is float64\[3\]: it must be integers \(n,\)"),
+    "semantic float": ("semantic_to_coarse", (np.zeros(3),), {}, r"semantic is float64\[3\]: .* integers \(n,\)"),
     "semantic bool": ("semantic_to_coarse", (np.ones(3, bool),), {}, "bool.*it must be integers"),
     "semantic rank": ("semantic_to_coarse", (ids(2, 3),), {}, r"int64\[2, 3\]: it must be integers \(n,\)"),
     "semantic empty": ("semantic_to_coarse", (ids(0),), {}, r"shape \(0,\): it is empty"),
@@ -250,7 +250,7 @@ PLACES = {
     "no path": ({"model": Path("none")}, HubError, "no folder 'none'"),
     "hub id": ({"model": "suno/../bark"}, HubError, "no hub id either"),
     "a file": ({"model": __file__}, HubError, "is a file: the model must be the folder"),
-    "revision": ({"model": "suno/bark", "revision": "../x"}, HubError, "'../x': it must be a branch, a tag or a commit"),
+    "revision": ({"model": "suno/bark", "revision": "../x"}, HubError, "'../x': it must be a branch, a tag or"),
     "revision of a folder": ({"model": ".", "revision": "main"}, HubError, "revisions belong to hub ids"),
     "dtype": ({"dtype": "int7"}, ValueError, "'int7': choose one of float32, bfloat16"),
     "dtype type": ({"dtype": np.float32}, ValueError, "choose one of float32, bfloat16"),
@@ -299,7 +299,7 @@ def test_a_fitting_voice_of_an_unknown_name_in_a_folder(good, tmp_path, monkeypa
     Voice.from_dict(prompt()).save(tmp_path / "voices" / "anna.npz")
     bark = bark_jax.load(good)
     assert bark.voices() == ["anna"]
-    with pytest.raises(UnknownVoiceError, match="no voice 'ana' .*nearest of 1 names are anna"):
+    with pytest.raises(UnknownVoiceError, match=r"no voice 'ana' .*nearest of 1 names are anna"):
         bark.generate("hello", voice="ana")
 
 
@@ -400,7 +400,7 @@ DAMAGES = {
         r"has shape \(32, 256\), the config asks for \(256, 32\)",
     ),
     "integers": (
-        tensors("semantic", lambda a: a.update({WPE: a[WPE].astype(np.int32)})), CheckpointError, "int32: choose float32",
+        tensors("semantic", lambda a: a.update({WPE: a[WPE].astype(np.int32)})), CheckpointError, "int32: choose",
     ),
     "float64": (
         tensors("semantic", lambda a: a.update({WPE: a[WPE].astype(np.float64)})), CheckpointError, "float64: choose",

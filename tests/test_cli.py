@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import suno_like
 from click.testing import CliRunner
 
 import bark_jax
+import suno_like
 from bark_jax import audio, cli
 
 ROOT = Path(__file__).parents[1]
@@ -216,7 +216,11 @@ def test_a_bug_keeps_its_traceback(folder, call, monkeypatch):
 
 def test_as_a_process(folder, tmp_path):
     """With nothing of this process: the real streams and exit codes, and no torch."""
-    command = [sys.executable, "-c", "import sys; sys.modules['torch'] = None; import bark_jax.cli; bark_jax.cli.main()"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.modules['torch'] = None; import bark_jax.cli; bark_jax.cli.main()",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run([*command, *map(str, say(folder, "-o", "a.wav", "-"))], input="Hello", **options)

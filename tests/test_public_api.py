@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import suno_like
 
 import bark_jax
+import suno_like
 from bark_jax import Bark, Sampling, Segment, Speech, Voice, VoiceError, audio
 
 ROOT = Path(__file__).parents[1]
@@ -186,7 +186,10 @@ class TestSpeech:
         np.testing.assert_array_equal(np.concatenate([speech, speech]), np.tile(speech.audio, 2))
 
     def test_repr(self, speech):
-        assert repr(speech) == f"Speech({speech.duration:.2f} s at 24000 Hz, text='Hello, you!', seed=7, ended={speech.ended})"
+        assert (
+            repr(speech)
+            == f"Speech({speech.duration:.2f} s at 24000 Hz, text='Hello, you!', seed=7, ended={speech.ended})"
+        )
 
     @pytest.mark.parametrize(
         ("name", "options", "tolerance"),
@@ -266,7 +269,7 @@ class TestCalls:
         clip = (0.1 * np.random.default_rng(n).standard_normal(n)).astype(np.float32)
         codes = bark.encode(clip)
         assert codes.shape == (8, -(-n // 320)) and codes.dtype == np.int32
-        assert 0 <= codes.min() and codes.max() < 1024
+        assert codes.min() >= 0 and codes.max() < 1024
         again = bark.decode(codes)
         assert again.shape == (codes.shape[1] * 320,) and again.dtype == np.float32
         assert bark.encode(again).shape == codes.shape

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import suno_like
 
 import bark_jax
+import suno_like
 from bark_jax import suno
 from bark_jax.suno import api, generation
 
@@ -20,7 +20,9 @@ SIGNATURES = {
         "text_to_semantic": "text, history_prompt=None, temp=0.7, silent=False",
         "semantic_to_waveform": "semantic_tokens, history_prompt=None, temp=0.7, silent=False, output_full=False",
         "save_as_prompt": "filepath, full_generation",
-        "generate_audio": "text, history_prompt=None, text_temp=0.7, waveform_temp=0.7, silent=False, output_full=False",
+        "generate_audio": (
+            "text, history_prompt=None, text_temp=0.7, waveform_temp=0.7, silent=False, output_full=False"
+        ),
     },
     "generation": {
         "preload_models": (
@@ -140,7 +142,10 @@ class TestNames:
 
     def test_the_package_offers_what_suno_offers(self):
         offered = {
-            alias.name for node in installed("__init__").body if isinstance(node, ast.ImportFrom) for alias in node.names
+            alias.name
+            for node in installed("__init__").body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
         }
         assert offered == set(suno.__all__) - {"manual_seed"}
         assert all(getattr(suno, name) is not None for name in suno.__all__)
@@ -314,7 +319,8 @@ LARGE = {"text": (2, 1, 10), "coarse": (2, 2, 14), "fine": (2, 2, 18)}
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Where Suno's code keeps its files, in both sizes: a folder for ``XDG_CACHE_HOME``."""
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # as conftest.py does where torch is imported first
     import checkpoints
 
     cache = tmp_path_factory.mktemp("cache")
@@ -358,9 +364,7 @@ class TestSizes:
         monkeypatch.setenv("SUNO_USE_SMALL_MODELS", value)
         assert self.loaded() == [LARGE["text"], LARGE["coarse"], LARGE["fine"]]
 
-    @pytest.mark.parametrize(
-        ("window", "most", "with_history"), [(20, 60, False), (20, 60, True), (50, 120, True), (138, 630, True)]
-    )
+    @pytest.mark.parametrize(("window", "most", "with_history"), [(20, 60, False), (50, 120, True)])
     def test_windows_equal_sunos(self, published, window, most, with_history):
         """Greedy codes of Suno's own function, for window lengths and histories that `generate_audio` never uses."""
         if importlib.util.find_spec("bark") is None:
@@ -370,7 +374,7 @@ class TestSizes:
 
         path = published / "suno" / "bark_v0" / "coarse_2.pt"
         theirs = Suno({"coarse": checkpoints.suno_model(path, "coarse")})
-        words = np.random.default_rng(window).integers(0, 10_000, 100)
+        words = np.random.default_rng(window).integers(0, 10_000, 50)
         history = suno_like.voice().to_dict() if with_history else None
         options = {"sliding_window_len": window, "max_coarse_history": most}
         ours = generation.generate_coarse(words, history, temp=0, silent=True, **options)
