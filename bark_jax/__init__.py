@@ -1,9 +1,6 @@
 """Bark in JAX: text to speech with Suno's Bark, on GPU, TPU and CPU. This file is the public door, nothing else.
 
-import bark_jax
-
-bark = bark_jax.load("suno/bark")
-bark.generate("Hello!", voice="v2/en_speaker_6", seed=7).save("hello.wav")
+``bark_jax.load("suno/bark").generate("Hello!", voice="v2/en_speaker_6", seed=7).save("hello.wav")``
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ def generate(text: Any, *, model: str = "bark-nano", **options: Any) -> Any:
     Args:
       model: what `load` takes. One model is kept; another one replaces it.
     """
-    return _loaded(model).generate(text, **options)
+    return _loaded(str(model)).generate(text, **options)
 
 
 @lru_cache(maxsize=1)

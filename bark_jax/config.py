@@ -22,6 +22,10 @@ FORMAT = 1
 """Version of the native checkpoint's ``config.json``. A reader refuses any other."""
 
 
+MAX_LAYERS = 256
+"""Most layers of a network. The largest Bark has 24; a file that asks for thousands would only keep `load` busy."""
+
+
 class ConfigError(ValueError):
     """A configuration that names an unknown key, lacks one, or breaks a rule of the model."""
 
@@ -35,6 +39,13 @@ def _positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(value > 0, f"{type(config).__name__}.{name} is {value!r}: it must be greater than 0")
+
+
+def _layers(config: Any) -> None:
+    _require(
+        config.n_layer <= MAX_LAYERS,
+        f"{type(config).__name__}.n_layer is {config.n_layer}: it must be 1 to {MAX_LAYERS}",
+    )
 
 
 def _token(config: Any, name: str, vocabulary: int) -> None:
@@ -61,6 +72,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "n_layer", "n_head", "n_embd", "input_vocab_size", "output_vocab_size", "block_size")
+        _layers(self)
         _require(
             self.n_embd % self.n_head == 0,
             f"GPTConfig.n_embd is {self.n_embd}: it must be a multiple of n_head = {self.n_head}",
@@ -86,6 +98,7 @@ class FineGPTConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "n_layer", "n_head", "n_embd", "input_vocab_size", "output_vocab_size", "block_size")
+        _layers(self)
         _require(
             self.n_embd % self.n_head == 0,
             f"FineGPTConfig.n_embd is {self.n_embd}: it must be a multiple of n_head = {self.n_head}",
@@ -336,7 +349,7 @@ class BarkConfig:
         """
         try:
             tree = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source} is not valid JSON: {error}") from None
         _require(isinstance(tree, dict), f"{source} holds {type(tree).__name__}: it must hold one JSON object")
         found = tree.pop("format", None)

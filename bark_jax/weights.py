@@ -192,7 +192,11 @@ def read(
         shown = "\n  ".join(problems[:20])
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise CheckpointError(f"{folder} cannot be loaded:\n  {shown}{more}")
-    return config, (folder / "tokenizer.json").read_text("utf-8"), loaded
+    try:
+        tokenizer_json = (folder / "tokenizer.json").read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{folder / 'tokenizer.json'} is not UTF-8 text: {error}") from None
+    return config, tokenizer_json, loaded
 
 
 def _tensors(

@@ -55,9 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("bark_jax")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _torch_threads() -> None:
-    """One: on tiny networks two threads mostly wait for each other, on a busy machine up to 50 times as long."""
+    """One, before each test, since some import torch late: on tiny networks two threads mostly wait for each other, on a busy machine up to 50 times as long."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

@@ -69,13 +69,23 @@ def config(size: tuple[int, int, int] = (2, 2, 32), **changes: object) -> BarkCo
 
 @functools.cache
 def networks(made: BarkConfig, seed: int = 0) -> dict[str, Weights]:
-    """Random weights, large enough that every input changes what comes out."""
+    """Random weights, large enough that every input changes what comes out.
+
+    Drawn by numpy: JAX would compile a program for every shape.
+    """
+    rng = np.random.default_rng(seed)
     out = {}
-    for i, name in enumerate(weights.NETWORKS):
-        module = weights.build(made, name, seed=seed * 10 + i)
-        if name != "codec":
-            module = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim >= 2 else leaf, module)
-        out[name] = Weights.of(module)
+    for network, module in weights.networks(made).items():
+        tensors = {}
+        for name, leaf in weights.names(module).items():
+            if leaf.ndim == 1:
+                value = np.full(leaf.shape, name.endswith(("weight",)), np.float32)
+            elif network == "codec":
+                value = rng.standard_normal(leaf.shape, np.float32) * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
+            else:
+                value = 0.16 * rng.standard_normal(leaf.shape, np.float32)
+            tensors[name] = jnp.asarray(value)
+        out[network] = Weights.of(weights.fill(module, tensors))
     return out
 
 

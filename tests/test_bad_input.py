@@ -491,3 +491,25 @@ def test_saving_says_what_is_wrong(tmp_path):
 def test_there_are_enough_cases():
     assert len(ARGUMENTS) + len(STAGES) + len(PLACES) + len(DAMAGES) >= 150
     assert issubclass(BarkWarning, UserWarning)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[" * 100_000, "not valid JSON"), ('{"a":' * 100_000, "not valid JSON")],
+    ids=["lists", "objects"],
+)
+def test_json_nested_too_deep(text, message):  # type: ignore[no-untyped-def]
+    with pytest.raises(bark_jax.ConfigError, match=message):
+        bark_jax.BarkConfig.from_json(text)
+
+
+def test_a_config_of_thousands_of_layers_is_refused_at_once():
+    with pytest.raises(bark_jax.ConfigError, match="n_layer is 1000: it must be 1 to 256"):
+        bark_jax.config.suno((1000, 1, 16))
+
+
+def test_a_tokenizer_that_is_no_text(tmp_path):  # type: ignore[no-untyped-def]
+    folder = models.save(tmp_path / "model")
+    (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(bark_jax.CheckpointError, match=r"tokenizer\.json is not UTF-8"):
+        bark_jax.load(folder, device="cpu")

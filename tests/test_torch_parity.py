@@ -280,6 +280,7 @@ class TestSampled:
 @pytest.mark.slow
 def test_the_published_small_size(tmp_path):  # type: ignore[no-untyped-def]
     """12 layers, 12 heads, width 768: the size of text.pt, coarse.pt and fine.pt, and EnCodec's true size."""
+    torch.set_num_threads(2)  # large enough for two to be worth it
     source = tmp_path / "source"
     write_suno(source, dict.fromkeys(("text", "coarse", "fine"), (12, 12, 768)), eos_at=120, seed=1)
     codec = write_encodec(source / "encodec_24khz-d7cc33bc.th")
