@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bark_jax import audio as audio_files
-from bark_jax import coarse, codec, fine, library, sampling, semantic, text
+from bark_jax import coarse, codec, fine, hub, library, sampling, semantic, text
 from bark_jax import weights as checkpoints
 from bark_jax.config import BarkConfig
 from bark_jax.flat import Weights
@@ -75,9 +75,7 @@ class Bark:
         rows: int | None = None,
         voices: library.Library | None = None,
     ):
-        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-            raise ValueError(f"rows is {rows!r}: it must be an integer of 1 or more, or None")
-        self.config, self.name, self.dtype, self.rows = config, name, dtype, rows
+        self.config, self.name, self.dtype, self.rows = config, name, dtype, _checked_rows(rows)
         self.device: jax.Device = weights["semantic"].leaves[0].devices().pop()
         if not tokenizer_json.lstrip().startswith("{"):  # what a file holds must never be taken for a path
             raise text.TokenizerError("tokenizer.json is not valid JSON: it must hold one object")
@@ -398,7 +396,7 @@ class Bark:
                 )
                 drawn = sampling.new_seed() if s is None else sampling.check_seed(s)
             except ValueError as error:
-                if many:
+                if many and not isinstance(error, UnicodeError):  # that one takes other arguments
                     raise type(error)(f"item {i}: {error}") from error
                 raise
             requests.append(Request(line, encoded, known[id(v)], drawn, how))
@@ -432,20 +430,23 @@ def load(
       HubError: the model is nowhere, or cannot be fetched (an `OSError`).
       CheckpointError, ConfigError, ConversionError: the files are not a Bark model (all are `ValueError`).
     """
+    rows = _checked_rows(rows)
     place = _device(device)
     dtype = dtype or ("float32" if place.platform == "cpu" else "bfloat16")
     if not isinstance(dtype, str) or dtype not in checkpoints.DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(checkpoints.DTYPES)}")
     folder, source = library.locate(model, revision=revision, local_files_only=local_files_only, sizes=sizes)
     config, tokenizer_json, weights = checkpoints.read(folder, dtype=dtype, device=place)
-    repository = str(model) if isinstance(model, str) and not Path(model).expanduser().exists() else None
+    repository = model if isinstance(model, str) and hub.is_hub_id(model) and not Path(model).is_dir() else None
     voices = library.Library([folder, source], config, repository=repository, local_files_only=local_files_only)
     return Bark(config, tokenizer_json, weights, name=str(model), dtype=dtype, rows=rows, voices=voices)
 
 
 def _device(device: str | jax.Device | None) -> jax.Device:
     if device is None:
-        return jax.devices()[0]
+        device = jax.config.jax_default_device  # pyrefly: ignore[missing-attribute]
+        if device is None:
+            return jax.local_devices()[0]
     if isinstance(device, jax.Device):
         return device
     if device not in ("cpu", "gpu", "tpu"):
@@ -455,6 +456,12 @@ def _device(device: str | jax.Device | None) -> jax.Device:
     except RuntimeError:
         there = ", ".join(sorted({d.platform for d in jax.devices()} | {"cpu"}))
         raise ValueError(f"device is {device!r}, but JAX finds none: there is {there}") from None
+
+
+def _checked_rows(rows: Any) -> int | None:
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int | np.integer) or rows < 1):
+        raise ValueError(f"rows is {rows!r}: it must be an integer of 1 or more, or None")
+    return None if rows is None else int(rows)
 
 
 @contextmanager
@@ -515,13 +522,15 @@ def _samples(value: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} is {array.dtype}{list(array.shape)}: it must be mono float samples (n,), -1 to 1")
     if not len(array):
         raise ValueError(f"{name} is empty: it must hold at least 1 sample")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinity: all samples must be finite")
+        raise ValueError(f"{name} holds NaN, infinity or values beyond float32: all samples must be finite")
     return array
 
 
 def _array(value: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(value)
-    except ValueError as error:
+    except Exception as error:  # whatever an object's __array__ raises
         raise ValueError(f"{name} cannot be made an array: {error}") from None

@@ -149,11 +149,10 @@ def extend(config: CoarseConfig, state: State, chosen: jax.Array) -> State:
     # `advance` has counted the window's tokens already; its first slot held the last token of the prompt before.
     target = jnp.repeat(config.semantic_length + state.n_history - config.window, config.network.n_head)
     rows = jnp.repeat(chosen, config.network.n_head)
-    size = (config.window, config.network.n_embd // config.network.n_head)
 
     def move(buffer: jax.Array, row: jax.Array, target: jax.Array) -> jax.Array:
-        new = jnp.where(row, buffer[first:], lax.dynamic_slice(buffer, (target, 0), size))
-        return lax.dynamic_update_slice(buffer, new, (target, 0))
+        new = jnp.where(row, buffer[first:], lax.dynamic_slice_in_dim(buffer, target, config.window))
+        return lax.dynamic_update_slice_in_dim(buffer, new, target, axis=0)
 
     return state._replace(cache=jax.tree.map(lambda x: jax.vmap(move)(x, rows, target), state.cache))
 

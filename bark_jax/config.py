@@ -198,6 +198,10 @@ class CoarseConfig:
             f"CoarseConfig.window is {self.window}: it must be a multiple of n_codebooks = {self.n_codebooks}",
         )
         _require(
+            self.max_history >= self.rate_hz / self.semantic_rate_hz * self.n_codebooks,
+            f"CoarseConfig.max_history is {self.max_history}: it must cover at least one semantic token",
+        )
+        _require(
             self.max_history >= self.window,
             f"CoarseConfig.max_history is {self.max_history}: it must be at least window = {self.window}",
         )
@@ -333,7 +337,11 @@ class BarkConfig:
             f"BarkConfig.semantic.vocab_size is {semantic.vocab_size}: semantic ids must lie below "
             f"coarse.code_offset = {coarse.code_offset}",
         )
-        _require(bool(self.fingerprint), "BarkConfig.fingerprint is empty: it must name the model's token space")
+        _require(
+            0 < len(self.fingerprint) <= 256 and self.fingerprint.isprintable(),
+            f"BarkConfig.fingerprint is {self.fingerprint[:40]!r}: it must name the model's token space in 1 to 256 "
+            "printable characters",
+        )
 
     def to_json(self) -> str:
         """The text of ``config.json``: every field, and the format number."""

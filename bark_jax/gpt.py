@@ -123,8 +123,8 @@ class Attention(nnx.Module):
         rows, width = x.shape
         qkv = self.c_attn(x).reshape(rows, 3, self.n_head, width // self.n_head)
         q, k, v = (part.reshape(rows * self.n_head, -1) for part in qkv.transpose(1, 0, 2, 3))
-        keys = lax.dynamic_update_slice(keys, k.astype(keys.dtype)[:, None], (0, slot, 0))
-        values = lax.dynamic_update_slice(values, v.astype(values.dtype)[:, None], (0, slot, 0))
+        keys = lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype)[:, None], slot, axis=1)
+        values = lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype)[:, None], slot, axis=1)
         scores = _dot(q, keys, (((1,), (2,)), ((0,), (0,)))) * (q.shape[-1] ** -0.5)  # (N, S)
         y = _dot(_softmax(scores + bias), values, (((1,), (1,)), ((0,), (0,))))  # (N, K)
         return self.c_proj(y.reshape(rows, width)), keys, values

@@ -135,6 +135,20 @@ def plan(files: Iterable[str], *, small: bool = False, source: str = "the folder
     )
 
 
+def listing(repo: str, *, revision: str | None = None, local_files_only: bool = False) -> list[str] | None:
+    """Names of the files of a hub repository; of its cached copy where the hub is not to be asked; None if neither is.
+
+    Raises:
+      HubError: not a hub id, not found, or not permitted.
+    """
+    _check_revision(revision)
+    files = None if local_files_only or _offline() else _list(repo, revision)
+    if files is not None:
+        return files
+    folder = _cached_snapshot(repo, revision)
+    return None if folder is None else _names(folder)
+
+
 def file(repo: str, name: str, *, revision: str | None = None, local_files_only: bool = False) -> Path:
     """One file of a hub repository, from the hub's cache if it is there.
 

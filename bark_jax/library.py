@@ -48,15 +48,16 @@ def locate(
         )
     sizes = _sizes(sizes)
     patterns = None
-    if sizes and isinstance(model, str) and not Path(model).expanduser().is_dir():
-        chosen = [f"{stage}{'' if sizes.get(stage) == 'small' else '_2'}.pt" for stage in hub.STAGES]
-        patterns = [*chosen, "encodec_24khz*.th", *hub.TEXT_FILES]
+    if sizes and isinstance(model, str) and hub.is_hub_id(model) and not Path(model).is_dir():
+        files = hub.listing(model, revision=revision, local_files_only=local_files_only) or []
+        if chosen := _choose(sizes, files):
+            patterns = [*(_file(*choice) for choice in chosen.items()), "encodec_24khz*.th", *hub.TEXT_FILES]
     source = hub.resolve(model, revision=revision, local_files_only=local_files_only, allow_patterns=patterns)
     # A native folder that lacks one of its files is for its reader to refuse, not for the converter.
     if any((source / f"{network}.safetensors").exists() for network in checkpoints.NETWORKS):
         return source, source
-    # A size is a choice only where there is one.
-    sizes = {k: v for k, v in sizes.items() if all((source / f"{k}{end}.pt").exists() for end in ("", "_2"))}
+    if sizes:
+        sizes = _choose(sizes, [file.name for file in source.glob("*.pt")])
     folder = hub.cache_dir() / "converted" / _key(source, sizes)
     if not checkpoints.is_native(folder):
         try:
@@ -67,10 +68,33 @@ def locate(
             raise ModuleNotFoundError(
                 f"{source} is not converted yet, and that needs torch: pip install 'bark-jax[convert]'"
             ) from error
+        except ImportError as error:
+            other = getattr(sys.modules.get("convert"), "__file__", "another module")
+            raise ImportError(f"{other} hides the converter: rename it, or convert {source} first") from error
         say = lambda line="": print(line, file=sys.stderr)  # noqa: E731
         say(f"Converting {source} once, into {folder}")
-        convert(source, folder, sizes=sizes, log=say, local_files_only=local_files_only)
+        try:
+            convert(source, folder, sizes=sizes, log=say, local_files_only=local_files_only)
+        except OSError:
+            if not checkpoints.is_native(folder):  # else another process was quicker: its result is as good
+                raise
     return folder, source
+
+
+def _file(stage: str, size: str) -> str:
+    return f"{stage}.pt" if size == "small" else f"{stage}_2.pt"
+
+
+def _choose(sizes: Mapping[str, str], files: Iterable[str]) -> dict[str, str]:
+    """A size for every stage, or none at all where there are no ``.pt`` files to choose among.
+
+    What was asked for stays asked for, even if it is missing: the converter then says so. A stage that was not
+    mentioned takes the large file if it is there.
+    """
+    there = {stage: {size for size in ("large", "small") if _file(stage, size) in set(files)} for stage in hub.STAGES}
+    if not any(there.values()):
+        return {}
+    return {stage: sizes.get(stage) or min(there[stage], default="large") for stage in hub.STAGES}
 
 
 def _sizes(sizes: Mapping[str, str] | None) -> dict[str, str]:
@@ -86,10 +110,9 @@ def _sizes(sizes: Mapping[str, str] | None) -> dict[str, str]:
 def _key(source: Path, sizes: Mapping[str, str]) -> str:
     """A folder name that changes with the source's path, files, sizes and times, and the choice among them."""
     real = source.resolve()
-    digest = hashlib.sha256(
-        f"1 {real} {sorted(sizes.items())}".encode()
-    )  # the number: raise it when conversion itself changes
-    for file in sorted(real.rglob("*")):
+    # The number: raise it when conversion itself changes.
+    digest = hashlib.sha256(f"1 {real} {sorted(sizes.items())}".encode())
+    for file in sorted(real.iterdir()):
         if file.suffix in (".pt", ".th", ".bin", ".safetensors", ".json", ".txt") and file.is_file():
             stat = file.stat()
             digest.update(f"{file.relative_to(real)} {stat.st_size} {stat.st_mtime_ns}\n".encode())

@@ -23,6 +23,9 @@ import numpy as np
 OFF = 2.0
 """Stands for "no limit" where a probability is expected: no probability reaches it."""
 
+MAX_TEMPERATURE = 10_000
+"""Far beyond it float32 no longer tells candidates apart, and what top-k and top-p exclude would come back."""
+
 STAGES = ("semantic", "coarse", "fine")
 
 
@@ -35,9 +38,9 @@ class Sampling:
     """How tokens are drawn; defaults are those of Suno's ``generate_audio``.
 
     Attributes:
-      text_temperature: of the semantic stage, 0 or more. 0 is argmax (and then `min_eos_p` is ignored).
-      coarse_temperature: of the coarse stage, 0 or more.
-      fine_temperature: of the fine stage, 0 or more.
+      text_temperature: of the semantic stage, 0 to 10,000. 0 is argmax (and then `min_eos_p` is ignored).
+      coarse_temperature: of the coarse stage, 0 to 10,000.
+      fine_temperature: of the fine stage, 0 to 10,000.
       top_k: keep the k most likely candidates, 1 or more; None keeps all. Semantic and coarse stages.
       top_p: keep the most likely candidates up to and including the one that makes their sum exceed top_p; greater
         than 0, at most 1; None keeps all. Semantic and coarse stages.
@@ -61,7 +64,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("text_temperature", "coarse_temperature", "fine_temperature"):
-            self._check(name, lambda v: v >= 0, "a finite number, 0 (argmax) or more")
+            self._check(name, lambda v: 0 <= v <= MAX_TEMPERATURE, f"0 (argmax) to {MAX_TEMPERATURE:,}")
         if self.top_k is not None:
             self._check("top_k", lambda v: v >= 1 and v == int(v), "an integer of 1 or more, or None")
         if self.top_p is not None:
@@ -80,7 +83,7 @@ class Sampling:
     def _check(self, name: str, rule, words: str) -> None:  # type: ignore[no-untyped-def]
         value = getattr(self, name)
         number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and rule(value)):
+        if not (number and -math.inf < value < math.inf and rule(value)):
             raise SamplingError(f"{name} is {value!r}: it must be {words}")
 
     @classmethod

@@ -8,8 +8,12 @@ of where they came from: other formats are the converter's (``convert/``).
 from __future__ import annotations
 
 import errno
+import glob
+import hashlib
 import os
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +90,7 @@ class Writer:
     def __init__(self, folder: str | Path, config: BarkConfig, tokenizer_json: str):
         self.folder = Path(os.path.abspath(folder))
         self._config, self._tokenizer = config, tokenizer_json
-        self._temporary = self.folder.parent / f".{self.folder.name}.partial-{os.getpid()}"
+        self._temporary = self.folder
         self._written: set[str] = set()
 
     def __enter__(self) -> Writer:
@@ -95,12 +99,15 @@ class Writer:
                 errno.EEXIST, "is there already: choose another folder, or remove this one", str(self.folder)
             )
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in self.folder.parent.glob(f".{self.folder.name}.partial-*"):
-            pid = stale.name.rpartition("-")[2]
+        # Named after machine and process, with a random end: others may be writing the same target, here or elsewhere.
+        host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+        prefix = f".{self.folder.name}.partial-{host}-"
+        for stale in self.folder.parent.glob(f"{glob.escape(prefix)}*"):
+            pid = stale.name.removeprefix(prefix).partition("-")[0]
             if pid.isdigit() and not _alive(int(pid)):
                 shutil.rmtree(stale, ignore_errors=True)
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir()
+        self._temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=self.folder.parent))
+        self._temporary.chmod(0o777 & ~_umask())  # mkdtemp's folder is private, a checkpoint is as files are here
         return self
 
     def write(self, network: str, tensors: Mapping[str, np.ndarray]) -> int:
@@ -127,7 +134,14 @@ class Writer:
                     self.folder.rmdir()
                 self._temporary.rename(self.folder)
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            if self._temporary != self.folder:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def is_native(folder: str | Path) -> bool:
@@ -213,13 +227,15 @@ def _tensors(
             if shape != wanted[name]:
                 problems.append(f"{path.name}: {name} has shape {shape}, the config asks for {wanted[name]}")
                 continue
+            stored = file.get_slice(name).get_dtype()
+            if stored not in ("F32", "BF16", "F16"):
+                problems.append(f"{path.name}: {name} is {stored}: choose F32, BF16 or F16")
+                continue
             tensor = file.get_tensor(name)
-            if tensor.dtype.name not in ("float32", "bfloat16", "float16"):
-                problems.append(f"{path.name}: {name} is {tensor.dtype}: choose float32, bfloat16 or float16")
-            elif not all_finite(tensor):
-                problems.append(f"{path.name}: {name} holds NaN or infinity")
-            else:
+            if all_finite(tensor):
                 yield name, tensor
+            else:
+                problems.append(f"{path.name}: {name} holds NaN or infinity")
 
 
 def all_finite(tensor: np.ndarray) -> bool:

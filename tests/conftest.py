@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _torch_threads() -> None:
-    """One, before each test, since some import torch late: on tiny networks two threads mostly wait for each other, on a busy machine up to 50 times as long."""
+    """One, before each test: on tiny networks two mostly wait for each other, on a busy machine 50 times as long."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

@@ -5,7 +5,10 @@ Cached = uncached, row of a batch = the request alone, reloaded = original; noth
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -360,3 +363,53 @@ def check_copies(hlo, shape, n_layer):  # type: ignore[no-untyped-def]
     assert not others, others
     assert len(entry or updates) >= 2 * n_layer
     assert "input_output_alias" in hlo  # the donated state is really reused
+
+
+def test_64_bit_mode_changes_nothing(bark, tmp_path):  # type: ignore[no-untyped-def]
+    models.save(tmp_path / "model", bark.config)
+    how = "bark_jax.Sampling(max_duration_s=1.0, allow_early_stop=False)"
+    script = f"""
+import sys, numpy as np, jax, bark_jax
+assert jax.numpy.arange(2.0).dtype == "float64"
+bark = bark_jax.load(sys.argv[1], device="cpu")
+speech = bark.generate("hello", seed=5, sampling={how})
+np.savez(sys.argv[2], semantic=speech.semantic, coarse=speech.coarse, fine=speech.fine, audio=speech.audio)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "model"), str(tmp_path / "out.npz")]
+    subprocess.run(command, check=True, env={**os.environ, "JAX_ENABLE_X64": "1"}, timeout=300)
+    expected = bark.generate("hello", seed=5, sampling=Sampling(max_duration_s=1.0, allow_early_stop=False))
+    with np.load(tmp_path / "out.npz") as out:
+        for part in ("semantic", "coarse", "fine"):
+            np.testing.assert_array_equal(out[part], getattr(expected, part))
+        assert out["audio"].dtype == np.float32
+        np.testing.assert_allclose(out["audio"], expected.audio, atol=1e-5)
+
+
+def test_the_default_device_is_honoured(bark, tmp_path):  # type: ignore[no-untyped-def]
+    models.save(tmp_path / "model", bark.config)
+    script = """
+import sys, jax, bark_jax
+second = jax.devices()[1]
+with jax.default_device(second):
+    assert bark_jax.load(sys.argv[1]).device == second
+assert bark_jax.load(sys.argv[1]).device == jax.devices()[0]
+assert bark_jax.load(sys.argv[1], device=second).device == second
+"""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], check=True, env=env, timeout=300)
+
+
+def test_two_writers_of_one_folder_leave_one_complete_folder(bark, tmp_path):  # type: ignore[no-untyped-def]
+    def tensors(name):  # type: ignore[no-untyped-def]
+        return {key: np.asarray(leaf) for key, leaf in weights.names(bark._weights[name].module).items()}
+
+    first, second = (weights.Writer(tmp_path / "model", bark.config, models.tokenizer_json()) for _ in range(2))
+    with pytest.raises(OSError), first:
+        first.write("semantic", tensors("semantic"))
+        with second:
+            for name in weights.NETWORKS:
+                second.write(name, tensors(name))
+        for name in weights.NETWORKS[1:]:
+            first.write(name, tensors(name))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    bark_jax.load(tmp_path / "model", device="cpu")

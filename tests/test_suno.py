@@ -381,3 +381,29 @@ class TestSizes:
         draws = Draws(1.0, follow=ours.T.reshape(-1))
         np.testing.assert_array_equal(ours, theirs.coarse(words, history, draws, temp=1.0, **options))
         assert len(np.unique(ours)) > 30
+
+
+class TestChoiceOfSizes:
+    """`library.locate` with sizes: what is asked for is taken, or refused, never replaced in silence."""
+
+    @staticmethod
+    def chosen(sizes, *files):  # type: ignore[no-untyped-def]
+        from bark_jax import library
+
+        return library._choose(sizes, files)
+
+    def test_asked_for_stays_asked_for(self):
+        both = [f"{stage}{end}.pt" for stage in ("text", "coarse", "fine") for end in ("", "_2")]
+        small = [name for name in both if "_2" not in name]
+        assert self.chosen({"text": "small"}, *both) == {"text": "small", "coarse": "large", "fine": "large"}
+        assert self.chosen({"text": "large"}, *small) == {"text": "large", "coarse": "small", "fine": "small"}
+        assert self.chosen({"text": "small"}, "pytorch_model.bin", "config.json") == {}
+
+    def test_a_missing_size_is_refused(self, tmp_path):  # type: ignore[no-untyped-def]
+        pytest.importorskip("torch")
+        from convert import ConversionError
+
+        for stage in ("text", "coarse", "fine"):
+            (tmp_path / f"{stage}.pt").write_bytes(b"")
+        with pytest.raises(ConversionError, match="has no large text, only"):
+            bark_jax.load(tmp_path, device="cpu", sizes=dict.fromkeys(("text", "coarse", "fine"), "large"))

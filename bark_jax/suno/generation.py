@@ -95,8 +95,8 @@ def preload_models(
         for stage, small in (("text", text_use_small), ("coarse", coarse_use_small), ("fine", fine_use_small))
     }
     if _model is None or force_reload or wanted != _sizes:
-        _model = _bark.load(_source(), sizes=wanted)
-        _sizes = wanted
+        _model = None  # its memory, before the next one takes some
+        _model, _sizes = _bark.load(_source(), sizes=wanted), wanted
 
 
 def clean_models(model_key: str | None = None) -> None:
@@ -179,13 +179,15 @@ def generate_coarse(
     if sliding_window_len != coarse.window:
         if not 60 <= max_coarse_history <= coarse.max_history:
             raise SamplingError(f"max_coarse_history is {max_coarse_history}: it must be 60 to {coarse.max_history}")
-        most = min(max_coarse_history, coarse.network.block_size - coarse.semantic_length - max_coarse_history)
-        if not isinstance(sliding_window_len, int) or not 0 < sliding_window_len <= most or sliding_window_len % 2:
+        history = int(max_coarse_history)
+        most = min(history, coarse.network.block_size - coarse.semantic_length - history)
+        whole = isinstance(sliding_window_len, int | np.integer)
+        if not whole or not 0 < sliding_window_len <= most or sliding_window_len % 2:
             raise SamplingError(
                 f"sliding_window_len is {sliding_window_len!r}: it must be a multiple of 2, 2 to {most} with "
                 f"max_coarse_history = {max_coarse_history}"
             )
-        other = dataclasses.replace(coarse, window=sliding_window_len, max_history=max_coarse_history)
+        other = dataclasses.replace(coarse, window=int(sliding_window_len), max_history=int(max_coarse_history))
         model = copy.copy(model)
         model.config = dataclasses.replace(model.config, coarse=other)
     return model.semantic_to_coarse(
