@@ -535,7 +535,7 @@ BAD_SUNO = {
     "setting of wrong type": (on_args(n_layer="2"), "n_layer is '2': it must be a positive integer"),
     "setting of bool": (on_args(n_head=True), "n_head is True: it must be a positive integer"),
     "negative width": (on_args(n_embd=-8), "n_embd is -8"),
-    "a billion layers": (on_args(n_layer=10**9), "the settings say 1000000000 layers, the file holds 2"),
+    "a billion layers": (on_args(n_layer=10**9), "n_layer is 1000000000: it must be 1 to 256"),
     "huge width": (on_args(n_embd=10**12), "the settings say .129600, 1000000000000"),
     "heads do not divide": (on_args(n_head=3), "multiple of n_head = 3"),
     "other vocabulary": (on_args(input_vocab_size=129_601), r"the settings say \(129601, 8\)"),
