@@ -21,7 +21,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.exceptions.Exit:
+        except (click.exceptions.Exit, BrokenPipeError):  # a reader that closed the pipe had what it wanted
             raise
         except (ValueError, OSError, ModuleNotFoundError) as error:
             raise click.ClickException(_one_line(error)) from error

@@ -100,11 +100,12 @@ def same(a, b, exact=True):  # type: ignore[no-untyped-def]
         np.testing.assert_allclose(a.audio, b.audio, atol=1e-5)
 
 
-class TestRowEqualsRequestAlone:
-    @pytest.fixture(scope="class")
-    def wide(self):  # type: ignore[no-untyped-def]
-        return models.model(rows=4)
+@pytest.fixture(scope="module")
+def wide():  # type: ignore[no-untyped-def]
+    return models.model(rows=4)
 
+
+class TestRowEqualsRequestAlone:
     def requests(self, bark):  # type: ignore[no-untyped-def]
         voices = [None, a_voice(bark), a_voice(bark, 4), a_voice(bark, 80, seed=1)]
         how = [

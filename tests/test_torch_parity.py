@@ -212,19 +212,20 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):  # type: ignore[no-untyped-def]
+    size = dict.fromkeys(("text", "coarse", "fine"), (2, 2, 32))
+    return Pair(tmp_path_factory.mktemp("sampled"), sizes=size, eos_scale=2.0, seed=5)
+
+
 class TestSampled:
     """Equal when both sides are fed the same noise."""
 
-    @pytest.fixture(scope="class")
-    def pair(self, tmp_path_factory):  # type: ignore[no-untyped-def]
-        size = dict.fromkeys(("text", "coarse", "fine"), (2, 2, 32))
-        return Pair(tmp_path_factory.mktemp("sampled"), sizes=size, eos_scale=2.0, seed=5)
-
     @pytest.mark.parametrize("name", SETTINGS)
     @pytest.mark.parametrize("voice", [None, "v2/en_speaker_6"])
-    def test_tokens_equal_sunos(self, pair, name, voice):  # type: ignore[no-untyped-def]
+    def test_tokens_equal_sunos(self, sampled, name, voice):  # type: ignore[no-untyped-def]
         how, seed, text, prompt = Sampling(**SETTINGS[name]), 2**40 + 11, TEXTS[0], history(voice)
-        ours = pair.jax.generate(text, voice=voice, seed=seed, sampling=how)
+        ours = sampled.jax.generate(text, voice=voice, seed=seed, sampling=how)
 
         def noise(stage, shape):  # type: ignore[no-untyped-def]
             key = sampling.stage_keys([seed], stage)
@@ -233,7 +234,7 @@ class TestSampled:
 
         filters = {"top_k": how.top_k, "top_p": how.top_p}
         draws = Draws(how.text_temperature, noise("semantic", (10_001,)), follow=[*ours.semantic, 10_000])
-        theirs = pair.torch.semantic(
+        theirs = sampled.torch.semantic(
             text,
             prompt,
             draws,
@@ -247,13 +248,13 @@ class TestSampled:
         assert draws.close <= 2
 
         draws = Draws(how.coarse_temperature, noise("coarse", (1024,)), follow=ours.coarse.T.reshape(-1))
-        theirs = pair.torch.coarse(ours.semantic, prompt, draws, temp=how.coarse_temperature, **filters)
+        theirs = sampled.torch.coarse(ours.semantic, prompt, draws, temp=how.coarse_temperature, **filters)
         np.testing.assert_array_equal(ours.coarse, theirs)
         assert draws.close <= 2
 
         # Suno draws the positions of a window one by one, from where the window begins to fill.
         n_history = 0 if prompt is None else min(512, prompt["fine_prompt"].shape[1])
-        windows = tokens.fine_windows(pair.jax.config.fine, ours.coarse.shape[1], n_history)
+        windows = tokens.fine_windows(sampled.jax.config.fine, ours.coarse.shape[1], n_history)
         noise_of = noise("fine", (1024, 1024))
         wanted = [
             (w * 8 + codebook, position)
@@ -263,15 +264,15 @@ class TestSampled:
         ]
         cached = {step: noise_of(step) for step in {step for step, _ in wanted}}
         draws = Draws(how.fine_temperature, lambda call: cached[wanted[call][0]][wanted[call][1]])
-        theirs = pair.torch.fine(ours.coarse, prompt, draws, temp=how.fine_temperature)
+        theirs = sampled.torch.fine(ours.coarse, prompt, draws, temp=how.fine_temperature)
         assert draws.calls == len(wanted)
         different = np.argwhere(ours.fine != theirs)
         assert len(different) <= draws.close, different[:5]
 
-    def test_settings_matter(self, pair):  # type: ignore[no-untyped-def]
+    def test_settings_matter(self, sampled):  # type: ignore[no-untyped-def]
         # The equalities above would hold for settings that do nothing.
         said = {
-            name: pair.jax.text_to_semantic(TEXTS[0], seed=7, sampling=Sampling(**how)).tobytes()
+            name: sampled.jax.text_to_semantic(TEXTS[0], seed=7, sampling=Sampling(**how)).tobytes()
             for name, how in SETTINGS.items()
         }
         assert len(set(said.values())) >= len(SETTINGS) - 2
