@@ -11,7 +11,6 @@ on that row alone, so neighbours never change a row.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -297,8 +296,3 @@ def idle(config: CoarseConfig) -> Prompt:
     """A row that asks for nothing: fills a batch up to its compiled row count."""
     empty = np.zeros(0, np.int32)
     return Prompt(semantic=empty, n_history=0, history=empty, n_tokens=0, max_history=config.max_history)
-
-
-def replace(prompt: Prompt, **changes: Any) -> Prompt:
-    """A copy of a row's request with some fields changed."""
-    return dataclasses.replace(prompt, **changes)

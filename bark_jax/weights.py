@@ -11,15 +11,14 @@ import errno
 import glob
 import hashlib
 import os
+import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -90,7 +89,10 @@ class Writer:
     def __init__(self, folder: str | Path, config: BarkConfig, tokenizer_json: str):
         self.folder = Path(os.path.abspath(folder))
         self._config, self._tokenizer = config, tokenizer_json
-        self._temporary = self.folder
+        # Named after machine and process, with a random end: others may be writing the same target, here or elsewhere.
+        host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+        self._prefix = f".{self.folder.name}.partial-{host}-"
+        self._temporary = self.folder.parent / f"{self._prefix}{os.getpid()}-{secrets.token_hex(4)}"
         self._written: set[str] = set()
 
     def __enter__(self) -> Writer:
@@ -99,15 +101,11 @@ class Writer:
                 errno.EEXIST, "is there already: choose another folder, or remove this one", str(self.folder)
             )
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        # Named after machine and process, with a random end: others may be writing the same target, here or elsewhere.
-        host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-        prefix = f".{self.folder.name}.partial-{host}-"
-        for stale in self.folder.parent.glob(f"{glob.escape(prefix)}*"):
-            pid = stale.name.removeprefix(prefix).partition("-")[0]
+        for stale in self.folder.parent.glob(f"{glob.escape(self._prefix)}*"):
+            pid = stale.name.removeprefix(self._prefix).partition("-")[0]
             if pid.isdigit() and not _alive(int(pid)):
                 shutil.rmtree(stale, ignore_errors=True)
-        self._temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=self.folder.parent))
-        self._temporary.chmod(0o777 & ~_umask())  # mkdtemp's folder is private, a checkpoint is as files are here
+        self._temporary.mkdir()
         return self
 
     def write(self, network: str, tensors: Mapping[str, np.ndarray]) -> int:
@@ -134,14 +132,7 @@ class Writer:
                     self.folder.rmdir()
                 self._temporary.rename(self.folder)
         finally:
-            if self._temporary != self.folder:
-                shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def is_native(folder: str | Path) -> bool:
@@ -254,13 +245,3 @@ def _alive(pid: int) -> bool:
     except OSError:
         pass
     return True
-
-
-def size_bytes(weights: Mapping[str, Weights]) -> int:
-    """Memory of the loaded networks."""
-    return sum(leaf.nbytes for part in weights.values() for leaf in part.leaves)
-
-
-def as_dtype(name: str) -> jnp.dtype:
-    """The JAX dtype of a name in `DTYPES`."""
-    return jnp.dtype(DTYPES[name])

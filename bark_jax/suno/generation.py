@@ -187,7 +187,7 @@ def generate_coarse(
                 f"sliding_window_len is {sliding_window_len!r}: it must be a multiple of 2, 2 to {most} with "
                 f"max_coarse_history = {max_coarse_history}"
             )
-        other = dataclasses.replace(coarse, window=int(sliding_window_len), max_history=int(max_coarse_history))
+        other = dataclasses.replace(coarse, window=int(sliding_window_len), max_history=history)
         model = copy.copy(model)
         model.config = dataclasses.replace(model.config, coarse=other)
     return model.semantic_to_coarse(
