@@ -29,7 +29,7 @@ export SAY_TEXT := $(value TEXT)
 export SAY_VOICE := $(value VOICE)
 export SAY_OUT := $(value OUT)
 
-.PHONY: help venv dev say test test-slow lint fmt bench clean distclean
+.PHONY: help venv dev say test test-slow lint fmt bench bench-train clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,7 +63,7 @@ $(VENV)/.suno: $(VENV)/.created
 
 $(VENV)/.dev: $(VENV)/.torch $(VENV)/.suno $(VENV)/.base pyproject.toml
 	@echo "-- installing what tests and checks need"
-	@$(PIP) -e '.[convert,dev]'
+	@$(PIP) -e '.[convert,train,dev]'
 	@$(PIP) --no-deps $(ENCODEC)
 	@touch $@
 
@@ -78,7 +78,7 @@ say: $(VENV)/.base $(VENV)/.torch $(VENV)/.suno ## write speech.wav; make say TE
 test: $(VENV)/.dev ## every test but the slow ones; make test ARGS="-k codec -x"
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(VENV)/.dev ## the slow tests: parity at Suno's small size
+test-slow: $(VENV)/.dev ## the slow tests: parity at Suno's small size, runs killed ten times, training on real voices
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.dev ## style, format and types
@@ -92,6 +92,9 @@ fmt: $(VENV)/.dev ## put style and format right
 
 bench: $(VENV)/.dev ## Suno's code and ours, timed in one process
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+bench-train: $(VENV)/.dev ## a training step, and a torch loop over Suno's modules
+	$(BIN)/python -m benchmarks.train $(ARGS)
 
 clean: ## remove caches and what was built
 	rm -rf .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

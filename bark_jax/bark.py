@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bark_jax import adapters as adapter_files
 from bark_jax import audio as audio_files
 from bark_jax import coarse, codec, fine, hub, library, sampling, semantic, text
 from bark_jax import weights as checkpoints
+from bark_jax.adapters import Adapter, AdapterError
 from bark_jax.config import BarkConfig
 from bark_jax.flat import Weights
 from bark_jax.progress import Progress, reporter
@@ -32,6 +34,9 @@ from bark_jax.voice import Voice
 
 VoiceLike = None | str | Path | Mapping[str, Any] | Voice
 """What a caller may mean by a voice: none, a name, a path, Suno's dictionary, a `Voice`."""
+
+AdapterLike = str | Path | Adapter | Sequence[str | Path | Adapter]
+"""What a caller may mean by an adapter: a file, an `Adapter`, or several of them for different networks."""
 
 T = TypeVar("T")
 
@@ -49,16 +54,18 @@ class Request:
     voice: Voice | None
     seed: int
     sampling: Sampling
+    adapter: str | None = None
 
 
 class Bark:
     """A loaded model. Make one with `bark_jax.load`.
 
-    Methods take one input, or a list and give a list; `voice`, `seed` and `sampling` may then be lists too. Row i of a
-    batch is what the call alone gives; bit-equal at the same compiled row count, which is the next power of two (up to
-    16), or always `rows` if that was given to `load`.
+    Methods take one input, or a list and give a list; `voice`, `seed`, `sampling` and `adapter` may then be lists too.
+    Row i of a batch is what the call alone gives; bit-equal at the same compiled row count, which is the next power of
+    two (up to 16), or always `rows` if that was given to `load`.
 
     Attributes:
+      adapters: names for `adapter=`, in the order of loading.
       config: sizes, ids and rates.
       device: the `jax.Device` that holds the weights.
       dtype: "float32" or "bfloat16".
@@ -74,6 +81,7 @@ class Bark:
         dtype: str = "float32",
         rows: int | None = None,
         voices: library.Library | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ):
         self.config, self.name, self.dtype, self.rows = config, name, dtype, _checked_rows(rows)
         self.device: jax.Device = weights["semantic"].leaves[0].devices().pop()
@@ -83,6 +91,13 @@ class Bark:
         self._weights = dict(weights)
         self._codec: codec.Codec = weights["codec"].module
         self._library = voices or library.Library([], config)
+        given = list((adapters or {}).values())
+        self.adapters = tuple(adapters or {})
+        self._adapted = {
+            network: adapter_files.attach(self._weights[network], network, given, self.adapters)
+            for network in adapter_files.NETWORKS
+            if any(network in adapter.networks for adapter in given)
+        }
         # XLA's CPU programs convert a whole bfloat16 cache to float32 and back at every step.
         low = dtype == "bfloat16" and self.device.platform != "cpu"
         self._cache_dtype = jnp.bfloat16 if low else jnp.float32
@@ -104,6 +119,7 @@ class Bark:
         voice: VoiceLike | Sequence[VoiceLike] = None,
         seed: int | None | Sequence[int | None] = None,
         sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008 - frozen
+        adapter: str | None | Sequence[str | None] = None,
         progress: Progress = None,
     ) -> Any:
         """Speak.
@@ -113,6 +129,7 @@ class Bark:
           voice: see `VoiceLike`; names are looked up in the model's folder, in ``BARK_JAX_VOICES``, and on the hub.
           seed: 0 .. 2**64 - 1. None draws one, recorded in `Speech.seed`.
           sampling: temperatures and limits.
+          adapter: a name of `adapters`, or None for the model as it is.
           progress: True shows a bar per stage when stderr is a terminal; or a function called with
             (stage, done, total).
 
@@ -121,10 +138,10 @@ class Bark:
           model's limit.
 
         Raises:
-          TextError, VoiceError, SamplingError: all are `ValueError` and say what is wrong with which item, and nothing
-            has been computed. `OSError` if a voice file cannot be read.
+          TextError, VoiceError, SamplingError, AdapterError: all are `ValueError` and say what is wrong with which
+            item, and nothing has been computed. `OSError` if a voice file cannot be read.
         """
-        requests = self._requests(text, voice, seed, sampling)
+        requests = self._requests(text, voice, seed, sampling, adapter)
         speeches: list[Speech] = []
         with reporter(progress) as report, jax.default_device(self.device):
             for group, n_rows in self._groups(requests):
@@ -183,10 +200,11 @@ class Bark:
         voice: VoiceLike | Sequence[VoiceLike] = None,
         seed: int | None | Sequence[int | None] = None,
         sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008
+        adapter: str | None | Sequence[str | None] = None,
         progress: Progress = None,
     ) -> Any:
         """Stage 1: text → semantic ids (n,) int32, 0 to 768 of them at 49.9 per second. Arguments as in `generate`."""
-        requests = self._requests(text, voice, seed, sampling)
+        requests = self._requests(text, voice, seed, sampling, adapter)
         with reporter(progress) as report, jax.default_device(self.device):
             said = [row for group, n in self._groups(requests) for row in self._semantic(group, n, report)[0]]
         return said if _is_list(text) else said[0]
@@ -198,6 +216,7 @@ class Bark:
         voice: VoiceLike | Sequence[VoiceLike] = None,
         seed: int | None | Sequence[int | None] = None,
         sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008
+        adapter: str | None | Sequence[str | None] = None,
         progress: Progress = None,
     ) -> Any:
         """Stage 2: semantic ids (n,), n ≥ 1 → codes (2, F) int32 of the first codebooks, F = floor(n · 75 / 49.9)."""
@@ -206,7 +225,7 @@ class Bark:
             _integers(row, f"semantic{where}", (1,), 0, self.config.semantic.vocab_size - 1)
             for row, where in zip(rows, _places(semantic, rows), strict=True)
         ]
-        requests = self._requests(_blank(semantic, rows), voice, seed, sampling, ids=False)
+        requests = self._requests(_blank(semantic, rows), voice, seed, sampling, adapter, ids=False)
         out: list[np.ndarray] = []
         with reporter(progress) as report, jax.default_device(self.device):
             for (group, n), part in zip(self._groups(requests), self._groups(arrays), strict=True):
@@ -220,6 +239,7 @@ class Bark:
         voice: VoiceLike | Sequence[VoiceLike] = None,
         seed: int | None | Sequence[int | None] = None,
         sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008
+        adapter: str | None | Sequence[str | None] = None,
         progress: Progress = None,
     ) -> Any:
         """Stage 3: codes (q, F) of the first q codebooks, F ≥ 1 → codes (8, F) int32 of all.
@@ -239,7 +259,7 @@ class Bark:
             raise ValueError(
                 f"coarse has {sorted(given)} codebooks: it must have {low} to {high}, the same number in every item"
             )
-        requests = self._requests(_blank(coarse, rows), voice, seed, sampling, ids=False)
+        requests = self._requests(_blank(coarse, rows), voice, seed, sampling, adapter, ids=False)
         out: list[np.ndarray] = []
         with reporter(progress) as report, jax.default_device(self.device):
             for (group, n), part in zip(self._groups(requests), self._groups(arrays), strict=True):
@@ -284,8 +304,12 @@ class Bark:
         return self._library.names()
 
     def parameters(self) -> dict[str, int]:
-        """Number of parameters of each network."""
+        """Number of parameters of each network, without adapters."""
         return {name: sum(leaf.size for leaf in part.leaves) for name, part in self._weights.items()}
+
+    def bases(self) -> dict[str, str]:
+        """Of each network that can have adapters, the `bark_jax.adapters.base_digest` that they must carry."""
+        return {name: adapter_files.base_digest(self._weights[name].module) for name in adapter_files.NETWORKS}
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -299,7 +323,7 @@ class Bark:
         prompts = _pad(prompts, rows, prompts[0])
         settings = _pad(settings, rows, Sampling(max_duration_s=0.0))
         said, ended = semantic.generate(
-            self._weights["semantic"],
+            self._network("semantic", group, rows),
             config,
             np.stack(prompts),
             settings,
@@ -323,7 +347,7 @@ class Bark:
             most = request.sampling.max_coarse_history or config.max_history
             prompts.append(coarse.prompt(config, words, history, most))
         codes = coarse.generate(
-            self._weights["coarse"],
+            self._network("coarse", group, rows),
             config,
             _pad(prompts, rows, coarse.idle(config)),
             _pad([r.sampling for r in group], rows, Sampling()),
@@ -346,7 +370,7 @@ class Bark:
             for r, part in zip(group, codes, strict=True)
         ]
         filled = fine.generate(
-            self._weights["fine"],
+            self._network("fine", group, rows),
             config,
             _pad(states, rows, fine.idle(config)),
             _pad([r.sampling for r in group], rows, Sampling()),
@@ -360,6 +384,13 @@ class Bark:
         empty = np.zeros((len(codes[0]), 0), np.int32)
         return codec.decode(self._codec, _pad(codes, rows, empty))[: len(codes)]  # type: ignore[return-value]
 
+    def _network(self, name: str, group: list[Request], rows: int) -> Weights:
+        """The weights for a batch: as they were loaded, unless an adapter changes this network."""
+        if name not in self._adapted:
+            return self._weights[name]
+        indices = [0 if r.adapter is None else 1 + self.adapters.index(r.adapter) for r in group]
+        return self._adapted[name].rows(_pad(indices, rows, 0))
+
     def _keys(self, group: list[Request], rows: int, stage: str) -> jax.Array:
         return sampling.stage_keys(_pad([r.seed for r in group], rows, 0), stage)
 
@@ -370,16 +401,19 @@ class Bark:
             part = items[start : start + most]
             yield part, self.rows or 1 << (len(part) - 1).bit_length()
 
-    def _requests(self, said: Any, voice: Any, seed: Any, settings: Any, *, ids: bool = True) -> list[Request]:
+    def _requests(
+        self, said: Any, voice: Any, seed: Any, settings: Any, adapter: Any, *, ids: bool = True
+    ) -> list[Request]:
         """Check everything, item by item, before anything is computed."""
         many = _is_list(said)
         texts = list(said) if many else [said]
         voices = _broadcast(voice, len(texts), many, "voice")
         seeds = _broadcast(seed, len(texts), many, "seed")
         settings = _broadcast(settings, len(texts), many, "sampling")
+        adapters = _broadcast(adapter, len(texts), many, "adapter")
         known: dict[int, Voice | None] = {}
         requests = []
-        for i, (line, v, s, how) in enumerate(zip(texts, voices, seeds, settings, strict=True)):
+        for i, (line, v, s, how, name) in enumerate(zip(texts, voices, seeds, settings, adapters, strict=True)):
             try:
                 if id(v) not in known:
                     known[id(v)] = self._library.get(v)
@@ -390,6 +424,9 @@ class Bark:
                     raise SamplingError(
                         f"max_coarse_history is {how.max_coarse_history}: it must be {least} to {most}, or None"
                     )
+                if name is not None and not (isinstance(name, str) and name in self.adapters):
+                    there = f"choose None, {', '.join(self.adapters)}" if self.adapters else "`load` was given none"
+                    raise AdapterError(f"adapter is {str(name)[:100]!r}: {there}")
                 length = self.config.semantic.text_length
                 encoded = (
                     text.encode(self._tokenizer, self.config.semantic, line) if ids else np.zeros(length, np.int32)
@@ -399,7 +436,7 @@ class Bark:
                 if many and not isinstance(error, UnicodeError):  # that one takes other arguments
                     raise type(error)(f"item {i}: {error}") from error
                 raise
-            requests.append(Request(line, encoded, known[id(v)], drawn, how))
+            requests.append(Request(line, encoded, known[id(v)], drawn, how, name))
         return requests
 
 
@@ -409,6 +446,7 @@ def load(
     dtype: str | None = None,
     device: str | jax.Device | None = None,
     rows: int | None = None,
+    adapters: Mapping[str, AdapterLike] | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     sizes: Mapping[str, str] | None = None,
@@ -422,6 +460,8 @@ def load(
       device: "cpu", "gpu", "tpu", a `jax.Device`, or None for JAX's default, the best there is.
       rows: compile for exactly this many rows and fill batches up to it; results are then bit-equal whatever the number
         of texts. None: the next power of two, at most 16.
+      adapters: {name: file} of what was trained on this model, for ``generate(..., adapter=name)``; a list of files,
+        one per network, makes one adapter. Loading them costs every row a little, whether it uses one or not.
       revision: branch, tag or commit of a hub id.
       local_files_only: never use the network.
       sizes: {"text" | "coarse" | "fine": "small" | "large"} chooses among Suno's ``.pt`` files where both are there.
@@ -429,6 +469,7 @@ def load(
     Raises:
       HubError: the model is nowhere, or cannot be fetched (an `OSError`).
       CheckpointError, ConfigError, ConversionError: the files are not a Bark model (all are `ValueError`).
+      AdapterError: an adapter is damaged, or for another model (a `ValueError`).
     """
     rows = _checked_rows(rows)
     place = _device(device)
@@ -439,7 +480,16 @@ def load(
     config, tokenizer_json, weights = checkpoints.read(folder, dtype=dtype, device=place)
     repository = model if isinstance(model, str) and hub.is_hub_id(model) and not Path(model).is_dir() else None
     voices = library.Library([folder, source], config, repository=repository, local_files_only=local_files_only)
-    return Bark(config, tokenizer_json, weights, name=str(model), dtype=dtype, rows=rows, voices=voices)
+    return Bark(
+        config,
+        tokenizer_json,
+        weights,
+        name=str(model),
+        dtype=dtype,
+        rows=rows,
+        voices=voices,
+        adapters=adapter_files.gather({} if adapters is None else adapters, config),
+    )
 
 
 def _device(device: str | jax.Device | None) -> jax.Device:

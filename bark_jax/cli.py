@@ -1,4 +1,7 @@
-"""``bark-jax``: say, voices, info. Exit code 0 only on success; an error is one line on stderr and code 1 (usage 2)."""
+"""``bark-jax``: say, voices, info, train, finetune, export.
+
+Exit code 0 only on success; an error is one line on stderr and code 1 (usage 2).
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,7 @@ _offline = click.option("--local-files-only", is_flag=True, help="Never use the 
 @click.argument("text", nargs=-1, required=True)
 @_model
 @click.option("-v", "--voice", help="A voice's name (see `bark-jax voices`) or file.")
+@click.option("-a", "--adapter", "adapters", multiple=True, help="An adapter's file; again for other networks.")
 @click.option("-o", "--output", default="speech.wav", show_default=True, help="wav, flac or ogg.")
 @click.option("--seed", type=int, help="0 to 2**64 - 1; the same seed says it the same way.")
 @click.option("--text-temperature", type=float, default=0.7, show_default=True)
@@ -76,6 +80,7 @@ def say(
     text: tuple[str, ...],
     model: str,
     voice: str | None,
+    adapters: tuple[str, ...],
     output: str,
     seed: int | None,
     text_temperature: float,
@@ -106,9 +111,17 @@ def say(
         max_duration_s=max_duration,
     )
     _check_output(Path(output), "float" if as_float else None)
-    bark = bark_jax.load(model, dtype=dtype, device=device, local_files_only=local_files_only)
+    # What is said once has one adapter, whatever the files; errors call it by the first one's name.
+    adapter = (Path(adapters[0]).name[:100] or "adapter") if adapters else None
+    bark = bark_jax.load(
+        model,
+        dtype=dtype,
+        device=device,
+        adapters={adapter: adapters} if adapter is not None else None,
+        local_files_only=local_files_only,
+    )
     start = time.perf_counter()
-    speech = bark.generate(line, voice=voice, seed=seed, sampling=settings, progress=not quiet)
+    speech = bark.generate(line, voice=voice, seed=seed, sampling=settings, adapter=adapter, progress=not quiet)
     seconds = time.perf_counter() - start
     speech.save(output, subtype="float" if as_float else None)
     if not quiet:
@@ -158,11 +171,135 @@ def info(model: str, local_files_only: bool) -> None:
     click.echo(f"bark-jax    {bark_jax.__version__} (jax {jax.__version__}, Python {sys.version.split()[0]})")
     click.echo(f"devices     {', '.join(str(device) for device in jax.devices())}")
     click.echo(f"model       {model} (tokens of {config.fingerprint})")
+    bases = bark.bases()
     for name, count in bark.parameters().items():
         network = getattr(getattr(config, name), "network", None)
         size = f"{network.n_layer} layers, {network.n_head} heads, width {network.n_embd}" if network else "EnCodec"
+        size += f", base {bases[name]} of adapters" if name in bases else ""
         click.echo(f"{name:<11} {count / 1e6:8.1f} M parameters, {size}")
     limit = config.semantic.max_tokens / config.semantic.rate_hz
     click.echo(f"limits      {config.semantic.text_length} text tokens, {limit:.1f} s of speech per call")
     click.echo(f"audio       {config.codec.sample_rate} Hz, {config.codec.n_codebooks} codebooks")
     click.echo(f"voices      {len(bark.voices())} on this machine")
+
+
+@main.command()
+@click.argument("config", type=click.Path(dir_okay=False))
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting; again for others.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+def train(config: str, changes: tuple[str, ...], quiet: bool) -> None:
+    """Train one stage as the TOML file CONFIG says; run it again to continue.
+
+    The settings are those of bark_jax.train.TrainConfig.
+    """
+    import tomllib
+
+    from bark_jax.config import ConfigError
+    from bark_jax.train import TrainConfig
+    from bark_jax.train import train as run
+
+    text = Path(config).read_text("utf-8")
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{config} is not valid TOML: {error}") from None
+    for change in changes:
+        key, sign, value = change.partition("=")
+        if not sign:
+            raise ConfigError(f"--set is {change!r}: it must be KEY=VALUE, such as steps=1000")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value  # a bare word is a string
+        *path, last = key.split(".")
+        table = tree
+        for name in path:
+            table = table.setdefault(name, {})
+        table[last] = parsed
+    _say(run(TrainConfig.from_tree(tree, source=config), progress=not quiet).product)
+
+
+@main.command()
+@click.option("-m", "--model", required=True, help="What to start from: a folder or a hub id, as for `say`.")
+@click.option("-d", "--data", multiple=True, required=True, help="Parquet file or folder of rows; again for others.")
+@click.option("-o", "--out", required=True, help="Folder of the result; run the same again to continue.")
+@click.option("--stage", default="coarse,fine", show_default=True, help="Of text, coarse, fine; with commas.")
+@click.option("--lora", type=int, metavar="RANK", help="Train a small adapter of this rank, not all weights.")
+@click.option("--alpha", type=float, help="Scale of the adapter times its rank.  [default: the rank]")
+@click.option("--steps", type=int, help="Updates per stage.  [default: coarse 500, fine 200, text 200]")
+@click.option("--batch", type=int, help="Rows per update.  [default: 16]")
+@click.option("--accumulate", type=int, help="Compute a batch in this many parts: less memory.")
+@click.option("--learning-rate", type=float, help="[default: LoRA 1e-4 (text 5e-5), full 1e-5]")
+@click.option("--rehearsal", multiple=True, help="Rows of other voices, against forgetting; again for others.")
+@click.option("--rehearsal-share", type=float, help="Their share of each batch.  [default: 0.15]")
+@click.option("--dropout", type=float, help="Of the whole network.  [default: 0]")
+@click.option("--patience", type=int, help="Stop after so many evaluations without a better one.")
+@click.option("--evaluate-every", type=int, help="Updates between evaluations.  [default: 50]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the computation; weights are float32.")
+@click.option("--remat", type=click.Choice(["none", "block"]), help="block: half the memory, a third slower.")
+@click.option("--seed", type=int, help="[default: 0]")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+def finetune(
+    model: str,
+    data: tuple[str, ...],
+    out: str,
+    stage: str,
+    lora: int | None,
+    alpha: float | None,
+    steps: int | None,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Adapt stages of a model to rows of tokens: an adapter with --lora, else a whole model."""
+    from bark_jax.config import ConfigError
+    from bark_jax.train import LoRA
+    from bark_jax.train import finetune as run
+
+    if alpha is not None and lora is None:
+        raise ConfigError(f"--alpha is {alpha}: it belongs to --lora")
+    given = {name: value for name, value in settings.items() if value not in (None, ())}
+    tuned = run(
+        model,
+        data,
+        out,
+        stages=[part.strip() for part in stage.split(",")],
+        lora=None if lora is None else LoRA(rank=lora, alpha=alpha),
+        steps=steps,
+        progress=not quiet,
+        **given,
+    )
+    _say(tuned.product)
+
+
+@main.command()
+@click.argument("base")
+@click.argument("dst", type=click.Path())
+@click.option("--format", "kind", type=click.Choice(["native", "suno", "hf"]), default="native", show_default=True)
+@click.option("-n", "--network", "networks", multiple=True, help="A trained network's file, to replace the base's.")
+@click.option("-a", "--adapter", "adapters", multiple=True, help="An adapter's file, to add to the base's weights.")
+@click.option("--size", type=click.Choice(["large", "small"]), default="large", show_default=True, help="suno: names.")
+def export(base: str, dst: str, kind: str, networks: tuple[str, ...], adapters: tuple[str, ...], size: str) -> None:
+    """Write BASE, with what was trained on it, as a new folder DST that others can load.
+
+    native: for bark_jax. suno: Suno's .pt files (needs torch). hf: for transformers' BarkModel.
+    """
+    from bark_jax import assemble, library
+
+    folder = Path(base)
+    if not (folder / "config.json").is_file() or not (folder / "codec.safetensors").is_file():
+        folder, _ = library.locate(base)
+    replaced = assemble.changed(folder, networks, adapters)
+    if kind == "native":
+        _say(assemble.native(dst, folder, replaced))
+        return
+    from convert import export as formats
+
+    click.echo(formats.export(folder, dst, format=kind, size=size, networks=replaced, log=_note))
+
+
+def _say(product: Path) -> None:
+    click.echo(str(product))
+
+
+def _note(line: str) -> None:
+    click.echo(line, err=True)

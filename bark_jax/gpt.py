@@ -2,7 +2,7 @@
 
 They know embeddings, attention and a cache, and nothing of stages, sampling or loops. Notable features, all as in
 Suno's ``model.py`` and ``model_fine.py``: pre-normalised GPT-2 blocks, learned positions, fused QKV, exact (erf) GELU,
-layer norm epsilon 1e-5, no dropout (inference), residual stream in float32.
+layer norm epsilon 1e-5, residual stream in float32. Training adds dropout and recomputation, both off by default.
 
 Shapes use: B rows, T positions of the input, S slots of the cache, H heads, K size of a head, N = B·H, D width,
 V vocabulary, Q codebooks. A cache holds, per layer, keys and values of shape (N, S, K) in separate buffers, and the
@@ -11,7 +11,8 @@ layers are a Python list: measured in ``benchmarks/NOTES.md``, this is the layou
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from flax import nnx
 from jax import lax
 
 from bark_jax.config import FineGPTConfig, GPTConfig
-from bark_jax.linear import Linear, matmul
+from bark_jax.linear import Dropout, Linear, matmul
 
 MASKED = -1e30
 """Added to the score of a slot that must not be seen; finite, so that a row with nothing to see stays a number."""
@@ -91,12 +92,91 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Ar
         return _dot(weights, v, (((2,), (1,)), ((0,), (0,)))) / total  # (N, T, K): fewer to divide than weights
 
     def head_by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return lax.map(lambda head: together(*(x[None] for x in head))[0], (q, k, v))
+        return lax.map(lambda head: _head(*head, causal), (q, k, v))
 
     q = q * (q.shape[-1] ** -0.5)
 
     # On CPUs the scores of one head stay in the cache: half the time of all heads at once, at 1,024 positions.
     return lax.platform_dependent(q, k, v, cpu=head_by_head, default=together)
+
+
+QUERIES = 128
+"""Queries of a block in `_head`: at 1,024 positions their scores are half a megabyte, which fits a core's cache."""
+
+
+def _blocks(length: int, causal: bool) -> list[tuple[slice, int]]:
+    """The blocks of queries, and how many keys each can see: with a causal mask half of all scores are never made."""
+    size = QUERIES if causal else 2 * QUERIES
+    starts = range(0, length, size)
+    return [(slice(i, min(i + size, length)), min(i + size, length) if causal else length) for i in starts]
+
+
+def _scores(q: jax.Array, k: jax.Array, at: slice, keys: int, causal: bool) -> jax.Array:
+    """Scores of a block of queries, `MASKED` where a key lies ahead."""
+    scores = _dot(q[at], k[:keys], (((1,), (1,)), ((), ())))
+    if not causal:
+        return scores
+    return jnp.where(jnp.arange(keys)[None] <= jnp.arange(at.start, at.stop)[:, None], scores, MASKED)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _head(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+    """One head, block by block: q, k, v (T, K) → (T, K). Its gradient makes the scores again, and keeps none."""
+    return _head_forward(q, k, v, causal)[0]
+
+
+def _head_forward(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    parts, logs = [], []
+    for at, keys in _blocks(len(q), causal):
+        scores = _scores(q, k, at, keys, causal)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        parts.append(_dot(weights, v[:keys], (((1,), (0,)), ((), ()))) / total)
+        logs.append(top + jnp.log(total))
+    y = jnp.concatenate(parts)
+    return y, (q, k, v, y, jnp.concatenate(logs))
+
+
+def _head_backward(
+    causal: bool, kept: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q, k, v, y, logs = kept
+    shared = jnp.sum(gradient * y, axis=-1, keepdims=True)
+    dq, dk, dv = [], jnp.zeros_like(k), jnp.zeros_like(v)
+    for at, keys in _blocks(len(q), causal):
+        weights = jnp.exp(_scores(q, k, at, keys, causal) - logs[at])  # exactly 0 where masked
+        d_scores = weights * (_dot(gradient[at], v[:keys], (((1,), (1,)), ((), ()))) - shared[at])
+        dq.append(_dot(d_scores, k[:keys], (((1,), (0,)), ((), ()))))
+        dk = dk.at[:keys].add(_dot(d_scores, q[at], (((0,), (0,)), ((), ()))))
+        dv = dv.at[:keys].add(_dot(weights, gradient[at], (((0,), (0,)), ((), ()))))
+    return jnp.concatenate(dq), dk, dv
+
+
+_head.defvjp(_head_forward, _head_backward)
+
+
+def _at(dropout: Dropout | None, place: int) -> Dropout | None:
+    return None if dropout is None else dropout.at(place)
+
+
+REMAT = ("none", "block")
+"""What a training step keeps for its gradient: all activations, or only the input of each block."""
+
+
+def _one(block: Any, causal: bool, dropout: Dropout | None, x: jax.Array) -> jax.Array:
+    return block.whole(x, causal=causal, dropout=dropout)[0]
+
+
+def _run(blocks: Any, x: jax.Array, *, causal: bool, dropout: Dropout | None, remat: str) -> jax.Array:
+    """All blocks on x (B, T, D), positions added; `remat` is one of `REMAT`."""
+    if dropout is not None:
+        x = dropout.at(len(blocks))(x)
+    for i, block in enumerate(blocks):
+        one = partial(_one, block, causal, _at(dropout, i))
+        with jax.named_scope(f"block_{i}"):
+            x = jax.checkpoint(one)(x) if remat == "block" else one(x)  # type: ignore[arg-type]
+    return x
 
 
 class Attention(nnx.Module):
@@ -107,14 +187,23 @@ class Attention(nnx.Module):
         self.c_attn = Linear(width, 3 * width, bias=bias, std=0.02, rngs=rngs)
         self.c_proj = Linear(width, width, bias=bias, std=std_out, rngs=rngs)
 
-    def whole(self, x: jax.Array, *, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def whole(
+        self, x: jax.Array, *, causal: bool, dropout: Dropout | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Attend within x (B, T, D); also returns keys and values (N, T, K)."""
         rows, length, width = x.shape
-        qkv = self.c_attn(x).reshape(rows, length, 3, self.n_head, width // self.n_head)
-        q, k, v = (part.reshape(rows * self.n_head, length, -1) for part in qkv.transpose(2, 0, 3, 1, 4))
+        # Not three slices of one array: their gradients would be padded and added, those of a split are concatenated.
+        parts = lax.split(self.c_attn(x, _at(dropout, 0)), (width,) * 3, axis=2)
+        q, k, v = (self._heads(part) for part in parts)
         y = _attend(q, k, v, causal=causal)
         y = y.reshape(rows, self.n_head, length, -1).transpose(0, 2, 1, 3).reshape(rows, length, width)
-        return self.c_proj(y), k, v
+        return self.c_proj(y, _at(dropout, 1)), k, v
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        """(B, T, D) → (N, T, K)."""
+        rows, length, width = x.shape
+        x = x.reshape(rows, length, self.n_head, width // self.n_head).transpose(0, 2, 1, 3)
+        return x.reshape(rows * self.n_head, length, -1)
 
     def step(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, slot: jax.Array, bias: jax.Array
@@ -137,10 +226,10 @@ class MLP(nnx.Module):
         self.c_fc = Linear(width, 4 * width, bias=bias, std=0.02, rngs=rngs)
         self.c_proj = Linear(4 * width, width, bias=bias, std=std_out, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        h = self.c_fc(x)
+    def __call__(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
+        h = self.c_fc(x, _at(dropout, 2))
         # torch's form of the exact GELU; XLA's own (with erfc) takes 2.5 times as long on CPUs.
-        return self.c_proj(0.5 * h * (1 + lax.erf(h * 0.5**0.5)))
+        return self.c_proj(0.5 * h * (1 + lax.erf(h * 0.5**0.5)), _at(dropout, 3))
 
 
 class Block(nnx.Module):
@@ -153,10 +242,13 @@ class Block(nnx.Module):
         self.ln_2 = LayerNorm(width, bias=norm_bias)
         self.mlp = MLP(width, bias=bias, std_out=std_out, rngs=rngs)
 
-    def whole(self, x: jax.Array, *, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-        y, k, v = self.attn.whole(self.ln_1(x), causal=causal)
-        x = x + y
-        return x + self.mlp(self.ln_2(x)), k, v
+    def whole(
+        self, x: jax.Array, *, causal: bool, dropout: Dropout | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y, k, v = self.attn.whole(self.ln_1(x), causal=causal, dropout=dropout)
+        x = x + (y if dropout is None else dropout.at(4)(y))
+        y = self.mlp(self.ln_2(x), dropout)
+        return x + (y if dropout is None else dropout.at(5)(y)), k, v
 
     def step(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, slot: jax.Array, bias: jax.Array
@@ -184,12 +276,10 @@ class CausalGPT(nnx.Module):
         """Token embeddings, positions not yet added: ids (...) int32 → (..., D)."""
         return self.wte(ids)
 
-    def hidden(self, x: jax.Array) -> jax.Array:
+    def hidden(self, x: jax.Array, *, dropout: Dropout | None = None, remat: str = "none") -> jax.Array:
         """Every position at once: embeddings x (B, T, D) at positions 0 .. T-1 → normalised states (B, T, D)."""
         x = x + self.wpe(jnp.arange(x.shape[1]))
-        for block in self.blocks:
-            x, _, _ = block.whole(x, causal=True)
-        return self.ln_f(x)
+        return self.ln_f(_run(self.blocks, x, causal=True, dropout=dropout, remat=remat))
 
     def logits(self, x: jax.Array, start: int = 0, end: int | None = None) -> jax.Array:
         """Head rows start .. end-1 on normalised states (..., D) → (..., end - start)."""
@@ -265,6 +355,18 @@ class FineGPT(nnx.Module):
         table = lax.dynamic_index_in_dim(self.wtes.weight[...], codebook, keepdims=False)
         return table[codes].astype(jnp.float32)
 
+    def hidden(self, x: jax.Array, *, dropout: Dropout | None = None, remat: str = "none") -> jax.Array:
+        """Summed embeddings x (B, T, D), positions not yet added → normalised states (B, T, D)."""
+        x = x + self.wpe(jnp.arange(x.shape[1]))
+        return self.ln_f(_run(self.blocks, x, causal=False, dropout=dropout, remat=remat))
+
+    def head(self, codebook: jax.Array | int) -> jax.Array:
+        """The head (V, D) of `codebook`, n_codes_given .. n_codes_total - 1; may be traced."""
+        if self.lm_heads is None:
+            return lax.dynamic_index_in_dim(self.wtes.weight[...], codebook, keepdims=False)
+        index = codebook - self.config.n_codes_given
+        return lax.dynamic_index_in_dim(self.lm_heads.weight[...], index, keepdims=False)
+
     def logits(self, codebook: jax.Array | int, x: jax.Array) -> jax.Array:
         """Predict `codebook` from the summed embeddings of codebooks 0 .. `codebook`, itself included.
 
@@ -275,17 +377,7 @@ class FineGPT(nnx.Module):
         Returns:
           (B, T, V) float32.
         """
-        x = x + self.wpe(jnp.arange(x.shape[1]))
-        for i, block in enumerate(self.blocks):
-            with jax.named_scope(f"fine_{i}"):
-                x, _, _ = block.whole(x, causal=False)
-        x = self.ln_f(x)
-        if self.lm_heads is None:
-            head = lax.dynamic_index_in_dim(self.wtes.weight[...], codebook, keepdims=False)
-        else:
-            index = codebook - self.config.n_codes_given
-            head = lax.dynamic_index_in_dim(self.lm_heads.weight[...], index, keepdims=False)
-        return matmul(x, head)
+        return matmul(self.hidden(x), self.head(codebook))
 
     def __call__(self, codebook: jax.Array | int, codes: jax.Array) -> jax.Array:
         """Suno's forward pass: codes (B, T, Q) int32 → logits (B, T, V) of `codebook`."""

@@ -204,6 +204,29 @@ def read(
     return config, tokenizer_json, loaded
 
 
+def read_network(path: str | Path, config: BarkConfig, network: str) -> dict[str, np.ndarray]:
+    """One network's file → its tensors by name, in float32, checked against the config.
+
+    Raises:
+      CheckpointError: the file is missing or damaged, or a tensor is missing, unknown, of another shape or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path}: the file of network {network} is needed")
+    wanted = {name: leaf.shape for name, leaf in names(networks(config)[network]).items()}
+    problems: list[str] = []
+    found: dict[str, np.ndarray] = {}
+    try:
+        found = dict(_tensors(path, wanted, problems))
+    except (safetensors.SafetensorError, OSError) as error:
+        problems.append(f"it is damaged: {error}")
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise CheckpointError(f"{path} cannot be used:\n  {shown}{more}")
+    return {name: tensor.astype(np.float32, copy=False) for name, tensor in found.items()}
+
+
 def _tensors(
     path: Path, wanted: Mapping[str, tuple[int, ...]], problems: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:

@@ -332,6 +332,9 @@ HF_GENERATION = {
 }
 """Keys of ``generation_config.json`` that belong to the model; the others (temperature, top_k, ...) are a taste."""
 
+HF_FINGERPRINT = "bark_jax_fingerprint"
+"""Key of a ``config.json`` written by ``export``: the name of the token space, where it is not Suno's."""
+
 _HF_SECTIONS = {"semantic": "semantic_config", "coarse": "coarse_acoustics_config", "fine": "fine_acoustics_config"}
 _MODEL_TYPES = {
     "semantic": ("semantic",),
@@ -418,7 +421,7 @@ def hf_networks(tree: Mapping[str, Any], where: str) -> dict[str, GPTConfig | Fi
     kind = tree.get("model_type")
     if kind != "bark":
         raise ConversionError(f"{where}: model_type is {kind!r}: it must be 'bark'")
-    _no_others(tree, {*_HF_SECTIONS.values(), "codec_config", "model_type", *HF_NOISE}, where)
+    _no_others(tree, {*_HF_SECTIONS.values(), "codec_config", "model_type", HF_FINGERPRINT, *HF_NOISE}, where)
     networks: dict[str, GPTConfig | FineGPTConfig] = {}
     for network, section in _HF_SECTIONS.items():
         place = f"{where}: {section}"
@@ -439,9 +442,17 @@ def hf_networks(tree: Mapping[str, Any], where: str) -> dict[str, GPTConfig | Fi
 
 
 def hf_config(
-    networks: Mapping[str, Any], codec: CodecConfig, generation: Any = None, where: str = "generation_config.json"
+    networks: Mapping[str, Any],
+    codec: CodecConfig,
+    generation: Any = None,
+    where: str = "generation_config.json",
+    fingerprint: str = "suno",
 ) -> BarkConfig:
-    """The model around the networks, with the ids, rates and windows of ``generation_config.json`` if there is one."""
+    """The model around the networks, with the ids, rates and windows of ``generation_config.json`` if there is one.
+
+    What has no key there is what transformers' code derives it from: codes begin where semantic ids end, the fine
+    stage's pad is the size of a codebook, and its windows move by as much as they remember.
+    """
     kinds = {"semantic": SemanticConfig, "coarse": CoarseConfig, "fine": FineConfig}
     stages: dict[str, Any] = {}
     tree = generation if generation is not None else {}
@@ -463,6 +474,12 @@ def hf_config(
                 raise ConversionError(f"{where}: {section}.{theirs} is {value}: it must equal {ours} = {values[ours]}")
         if network == "coarse":
             values["semantic_rate_hz"] = stages["semantic"].rate_hz
+            values["code_offset"] = stages["semantic"].vocab_size
+            values["codebook_size"] = codec.codebook_size
+        if network == "fine":
+            values["codebook_size"] = values["pad_token"] = codec.codebook_size
+            if "max_history" in values:
+                values["hop"] = values["max_history"]
         if "rate_hz" in values:
             values["rate_hz"] = float(values["rate_hz"])
         stages[network] = kinds[network](networks[network], **values)
@@ -474,4 +491,4 @@ def hf_config(
     ):
         if value is not None and value != ours:
             raise ConversionError(f"{where}: {key} is {value!r}: the networks have {ours}")
-    return BarkConfig(**stages, codec=codec)
+    return BarkConfig(**stages, codec=codec, fingerprint=fingerprint)

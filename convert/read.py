@@ -502,7 +502,11 @@ def model(found: Found) -> tuple[BarkConfig, dict[str, str | None]]:
         codec_config = names.hf_codec(tree, where, codebooks)
     if hf is not None:
         generation = str(found.folder / "generation_config.json")
-        return names.hf_config(networks, codec_config, found.settings.get("generation"), generation), moved
+        fingerprint = hf.get(names.HF_FINGERPRINT, "suno")
+        if not isinstance(fingerprint, str):
+            raise ConversionError(f"{found.folder}: {names.HF_FINGERPRINT} is {fingerprint!r}: it must be a string")
+        tree = found.settings.get("generation")
+        return names.hf_config(networks, codec_config, tree, generation, fingerprint), moved
     return names.suno_config(networks, codec_config), moved
 
 

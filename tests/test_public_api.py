@@ -20,6 +20,7 @@ from bark_jax import Bark, Sampling, Segment, Speech, Voice, VoiceError, audio
 
 ROOT = Path(__file__).parents[1]
 SHORT = Sampling(max_duration_s=0.3)
+OPTIONS = "voice=None, seed=None, sampling=Sampling(), adapter=None, progress=None"
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +50,19 @@ class TestNames:
         [
             (
                 bark_jax.load,
-                "(model='bark-nano', *, dtype=None, device=None, rows=None, revision=None, local_files_only=False, "
-                "sizes=None)",
+                "(model='bark-nano', *, dtype=None, device=None, rows=None, adapters=None, revision=None, "
+                "local_files_only=False, sizes=None)",
             ),
             (bark_jax.generate, "(text, *, model='bark-nano', **options)"),
             (Bark.load, "(model='bark-nano', **options)"),
-            (Bark.generate, "(self, text, *, voice=None, seed=None, sampling=Sampling(), progress=None)"),
-            (Bark.text_to_semantic, "(self, text, *, voice=None, seed=None, sampling=Sampling(), progress=None)"),
-            (Bark.semantic_to_coarse, "(self, semantic, *, voice=None, seed=None, sampling=Sampling(), progress=None)"),
-            (Bark.coarse_to_fine, "(self, coarse, *, voice=None, seed=None, sampling=Sampling(), progress=None)"),
+            (Bark.generate, f"(self, text, *, {OPTIONS})"),
+            (Bark.text_to_semantic, f"(self, text, *, {OPTIONS})"),
+            (Bark.semantic_to_coarse, f"(self, semantic, *, {OPTIONS})"),
+            (Bark.coarse_to_fine, f"(self, coarse, *, {OPTIONS})"),
             (Bark.decode, "(self, fine)"),
             (Bark.encode, "(self, audio, sample_rate=None)"),
             (Bark.voices, "(self)"),
+            (Bark.bases, "(self)"),
             (Speech.save, "(self, path, *, subtype=None)"),
             (Voice.load, "(path, name=None)"),
             (Voice.save, "(self, path)"),

@@ -1,0 +1,245 @@
+"""Rows of a corpus → what a network is fed and asked, integer for integer as in generation.
+
+Every example is built by the prompt functions that generation calls (`semantic.prompt`, `coarse.prompt`,
+`fine.prompt`, `tokens.fine_windows`), so that a position, a pad or a window cannot mean one thing in training and
+another in speech. Host code, numpy only; knows nothing of files, batches over a corpus, networks or losses.
+
+What each stage learns:
+
+* text: the whole clip after its text, over the history of another clip; the end of speech once, where it belongs.
+* coarse: one of the windows that generation would form, at a random place of the clip; by default all coarse tokens of
+  its prompt are targets, since each of them stands where generation would draw it when its window was young.
+* fine: one codebook of one window; the codebooks below are the true ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bark_jax import coarse, fine, semantic, tokens
+from bark_jax.config import BarkConfig
+
+STAGES = {"text": "semantic", "coarse": "coarse", "fine": "fine"}
+"""Stages as users name them → the networks of a checkpoint."""
+
+IGNORE = -1
+"""Target of a position that is not trained."""
+
+SHORTEST_S = 1.05
+"""Least seconds of a history: below 1.01 s a voice's lengths are no longer consistent after rounding (`Voice`)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip.
+
+    Attributes:
+      id: its name in the corpus.
+      text: what is said; None where no text is needed.
+      text_ids: (text_length,) int32, see `bark_jax.text.encode`; only for the text stage.
+      voice: the speaker; clips of one speaker serve each other as history. None: nobody's.
+      semantic: (n,) int32.
+      fine: (n_codebooks, F) int32, F = `tokens.n_frames`; the first codebooks alone are enough for the coarse stage,
+        and none (0, 0) for the text stage.
+    """
+
+    id: str
+    text: str | None
+    text_ids: np.ndarray | None
+    voice: str | None
+    semantic: np.ndarray
+    fine: np.ndarray
+
+
+class Example(NamedTuple):
+    """One sequence: the target at a position is what the network must predict from the inputs up to it."""
+
+    inputs: np.ndarray
+    """int32. text: (2, T), text ids, infer token and semantic ids over history ids (`IGNORE` behind them). coarse:
+    (T,). fine: (window, n_codebooks)."""
+    targets: np.ndarray
+    """(T,) int32, the id to predict, or `IGNORE`."""
+    codebook: int
+    """fine: which codebook the targets are; 0 in the other stages."""
+
+
+class Batch(NamedTuple):
+    """Examples of one length, stacked: inputs (B, ...), targets (B, T), codebook (B,) and the corpus's row (B,)."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    codebook: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen about examples.
+
+    Attributes:
+      coarse_targets: "all" coarse tokens of a prompt, or only those of the "window" that generation draws from it (at
+        most 60 of them: exact to the last alignment, and some ten times slower to learn from).
+      max_coarse_history: "full" as generation's default, or "random" (from one window to full) for a model that will be
+        run with shorter histories too.
+      codebooks: of the fine stage, which are trained; None: those that follow the coarse ones, as generation asks.
+    """
+
+    coarse_targets: str = "all"
+    max_coarse_history: str = "full"
+    codebooks: tuple[int, ...] | None = None
+
+
+def example(
+    stage: str,
+    config: BarkConfig,
+    row: Row,
+    history: Row | None,
+    rng: np.random.Generator,
+    options: Options = Options(),
+) -> Example:
+    """One example of a row ("text", "coarse" or "fine").
+
+    Args:
+      history: another clip of the same speaker, of which a random length counts; None: none.
+      rng: decides on that length, on the window, and on the codebook.
+    """
+    past = None if history is None else shorten(config, history, rng)
+    if stage == "text":
+        return text_example(config, row, past)
+    if stage == "coarse":
+        stage_config = config.coarse
+        most = stage_config.max_history
+        if options.max_coarse_history == "random":
+            most = int(rng.integers(stage_config.window, most + 1))
+        n_windows = math.ceil(tokens.n_coarse_tokens(stage_config, len(row.semantic)) / stage_config.window)
+        step = int(rng.integers(n_windows)) * stage_config.window
+        return coarse_example(config, row, past, step, most, whole=options.coarse_targets == "all")
+    codebooks = options.codebooks or range(config.coarse.n_codebooks, config.fine.n_codebooks)
+    n_history = 0 if past is None else min(past.fine.shape[1], config.fine.max_history)
+    n_windows = len(tokens.fine_windows(config.fine, row.fine.shape[1], n_history))
+    beyond = rng.integers(0, config.fine.codebook_size, (config.fine.window, config.fine.n_codebooks))
+    return fine_example(config, row, past, int(rng.integers(n_windows)), int(rng.choice(codebooks)), beyond)
+
+
+def shorten(config: BarkConfig, history: Row, rng: np.random.Generator) -> Row | None:
+    """The end of a clip, of random length; None for a clip too short to be a history."""
+    n = len(history.semantic)
+    least = math.ceil(SHORTEST_S * config.semantic.rate_hz)
+    if n < least:
+        return None
+    kept = int(rng.integers(least, n + 1))
+    frames = min(tokens.n_frames(config.coarse, kept), history.fine.shape[1])
+    codes = history.fine[:, history.fine.shape[1] - frames :]
+    return Row(history.id, None, None, history.voice, history.semantic[n - kept :], codes)
+
+
+def text_example(config: BarkConfig, row: Row, history: Row | None) -> Example:
+    """Text (and history) → the clip's semantic ids and, unless they fill the model's limit, the end of speech."""
+    stage = config.semantic
+    if row.text_ids is None:
+        raise ValueError(f"row {row.id} has no text ids: the text stage needs them")
+    prompt = semantic.prompt(stage, row.text_ids, None if history is None else history.semantic)
+    drawn = np.append(row.semantic, stage.pad_token)[: stage.max_tokens]
+    fed = np.concatenate([[stage.infer_token], drawn[:-1]])
+    inputs = np.full((2, stage.text_length + len(drawn)), IGNORE, np.int32)
+    inputs[:, : stage.text_length] = prompt
+    inputs[0, stage.text_length :] = fed
+    return Example(inputs, _after(stage.text_length, drawn), 0)
+
+
+def coarse_example(
+    config: BarkConfig, row: Row, history: Row | None, step: int, max_history: int, *, whole: bool = True
+) -> Example:
+    """The window that begins at coarse token `step`; `whole`: earlier tokens of its prompt are targets too."""
+    stage = config.coarse
+    past = None if history is None else (history.semantic, history.fine[: stage.n_codebooks])
+    prompt = coarse.prompt(stage, row.semantic, past, max_history)
+    said = tokens.flatten_codes(stage, row.fine[: stage.n_codebooks])[: prompt.n_tokens]
+    before = np.concatenate([prompt.history, said[:step]])
+    before = before[max(0, len(before) - max_history) :]
+    drawn = said[step : step + stage.window]
+    after = np.concatenate([before, drawn])
+    inputs = np.concatenate([prompt.window(stage, step)[1], [stage.infer_token], after[:-1]]).astype(np.int32)
+    targets = _after(stage.semantic_length, after)
+    if not whole:
+        targets[: stage.semantic_length + len(before)] = IGNORE
+    return Example(inputs, targets, 0)
+
+
+def fine_example(
+    config: BarkConfig, row: Row, history: Row | None, window: int, codebook: int, beyond: np.ndarray
+) -> Example:
+    """One codebook of pass number `window`, the codebooks below it being the true ones.
+
+    Args:
+      beyond: (config.fine.window, n_codebooks) codes that stand in frames past the clip's end, in codebooks that have
+        been filled already: generation draws some there too, and feeds them on. Random ones teach the network not to
+        mind.
+
+    Where windows overlap, generation draws codes again that an earlier pass has filled, with those among its inputs. So
+    does training: a network that was never asked to keep them would change them.
+    """
+    stage = config.fine
+    n_given = config.coarse.n_codebooks
+    state = fine.prompt(stage, row.fine[:n_given], None if history is None else history.fine)
+    at = state.windows[window]
+    frames = slice(at.start, at.start + stage.window)
+    length = len(state.codes)
+    end = state.n_history + state.n_frames
+
+    truth = np.full((length, stage.n_codebooks), stage.pad_token, np.int32)
+    truth[: state.n_history] = state.codes[: state.n_history]
+    truth[state.n_history : end] = row.fine.T
+    filled = state.windows[window - 1].start + stage.window if window else state.n_history
+    known = np.arange(length) < filled
+
+    codes = np.where(known[:, None], truth, state.codes)
+    below = slice(n_given, codebook)
+    codes[:, below] = truth[:, below]
+    codes = codes[frames]
+    place = np.arange(at.start, at.start + stage.window)
+    codes[place >= end, below] = beyond[place >= end, below]
+    codes[:, codebook + 1 :] = stage.pad_token  # not looked at
+    asked = (place >= at.fill) & (place < end)
+    targets = np.where(asked, truth[frames, codebook], IGNORE).astype(np.int32)
+    return Example(codes, targets, codebook)
+
+
+def _after(n: int, drawn: np.ndarray) -> np.ndarray:
+    """Targets: nothing at the first n positions, then what was drawn."""
+    return np.concatenate([np.full(n, IGNORE), drawn]).astype(np.int32)
+
+
+def length(made: Example) -> int:
+    """Positions of an example."""
+    return len(made.targets)
+
+
+def longest(stage: str, config: BarkConfig) -> int:
+    """Most positions that an example of `stage` can have."""
+    if stage == "text":
+        return config.semantic.text_length + config.semantic.max_tokens
+    if stage == "coarse":
+        return config.coarse.semantic_length + config.coarse.max_history + config.coarse.window
+    return config.fine.window
+
+
+def collate(stage: str, config: BarkConfig, examples: Sequence[Example], rows: Sequence[int], length: int) -> Batch:
+    """Stack examples, the causal stages' padded on the right to `length` positions (what follows is invisible)."""
+    targets = np.full((len(examples), length), IGNORE, np.int32)
+    for i, one in enumerate(examples):
+        targets[i, : len(one.targets)] = one.targets
+    if stage == "fine":
+        inputs = np.stack([one.inputs for one in examples])
+    else:
+        pad = config.semantic.pad_token if stage == "text" else config.coarse.semantic_pad_token
+        inputs = np.full((len(examples), *examples[0].inputs.shape[:-1], length), pad, np.int32)
+        for i, one in enumerate(examples):
+            inputs[i, ..., : one.inputs.shape[-1]] = one.inputs
+    codebook = np.array([one.codebook for one in examples], np.int32)
+    return Batch(inputs, targets, codebook, np.array(rows, np.int32))

@@ -1,0 +1,174 @@
+"""Fine-tuning end to end, the command line included: adapters, whole models, exports, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("optax")
+pytest.importorskip("orbax.checkpoint")
+pytest.importorskip("grain")
+pytest.importorskip("pyarrow")
+
+import jax.numpy as jnp
+from click.testing import CliRunner
+
+import bark_jax
+import models
+from bark_jax import adapters, assemble, cli, tokens, weights
+from bark_jax.config import ConfigError
+from bark_jax.sampling import Sampling
+from bark_jax.train import DataError, LoRA, finetune, lora, write
+
+CONFIG = models.config()
+
+
+def write_rows(folder: Path, n: int = 6, **changes: Any) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(n):
+        codes = rng.integers(0, 64, (8, tokens.n_frames(CONFIG.coarse, 40 + i)))
+        said = rng.integers(0, 200, 40 + i)
+        split = "validation" if i == 0 else "train"
+        rows.append(dict(id=str(i), text=f"text {i}", voice="a", split=split, semantic=said, fine=codes) | changes)
+    write(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.save(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "rows")
+
+
+QUICK: dict[str, Any] = dict(batch=2, learning_rate=1e-2, steps=2, evaluate_every=2, bucket=256, progress=False)
+
+
+def run(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+def test_the_first_step_of_an_adapter_is_the_base(base: Path) -> None:
+    tensors = weights.read_network(base / "coarse.safetensors", CONFIG, "coarse")
+    abstract = weights.networks(CONFIG)["coarse"]
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 300, (2, 70)))
+
+    def logits(network: Any, arrays: Any) -> np.ndarray:
+        module = weights.fill(network, {name: jnp.asarray(x) for name, x in arrays.items()})
+        return np.asarray(module.logits(module.hidden(module.embed(ids))))
+
+    wrapped, made, trained = lora.add(abstract, tensors, LoRA(rank=4), seed=0)
+    np.testing.assert_array_equal(logits(wrapped, made), logits(abstract, tensors))
+    assert {name.rpartition(".")[2] for name in trained} == {"a", "b"} and len(trained) == 2 * 4 * 2
+    made = {name: x + np.float32(0.1) if name.endswith(".b") else x for name, x in made.items()}
+    assert np.abs(logits(wrapped, made) - logits(abstract, tensors)).max() > 0.1
+
+
+def test_adapters_of_two_stages_are_one_file(base: Path, data: Path, tmp_path: Path) -> None:
+    tuned = finetune(base, [str(data)], tmp_path / "out", stages=["fine", "coarse"], lora=LoRA(rank=4), **QUICK)
+    assert list(tuned.runs) == ["coarse", "fine"] and tuned.product.name == "adapter.safetensors"
+    plain = bark_jax.load(base)
+    model = bark_jax.load(base, adapters={"me": tuned.product})
+    semantic = np.arange(60)
+    how = Sampling.greedy()
+    before = plain.semantic_to_coarse(semantic, sampling=how)
+    adapted, without = model.semantic_to_coarse([semantic, semantic], sampling=how, adapter=["me", None])
+    assert not np.array_equal(adapted, before)
+    np.testing.assert_array_equal(without, before)
+    # Merged into the weights: the same logits to 1e-5, nothing else changed.
+    done = run("export", base, tmp_path / "merged", "-a", tuned.product)
+    assert done.exit_code == 0 and done.output.strip() == str(tmp_path / "merged"), done.output
+    adapter = adapters.read(tuned.product, CONFIG)
+    _, _, old = weights.read(base)
+    _, _, new = weights.read(tmp_path / "merged")
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 300, (1, 90)))
+    for network, embed in (("coarse", lambda m: m.embed(ids)), ("fine", lambda m: m.embed(3, ids % 66))):
+        beside = adapters.attach(old[network], network, [adapter]).rows([1]).module
+        states = [np.asarray(m.hidden(embed(m))) for m in (beside, new[network].module, old[network].module)]
+        assert np.abs(states[0] - states[1]).max() < 1e-5 < 1e-3 < np.abs(states[0] - states[2]).max()
+    for network in ("semantic", "codec"):
+        for a, b in zip(old[network].leaves, new[network].leaves, strict=True):
+            np.testing.assert_array_equal(a, b)
+    # Again: everything is complete, nothing is trained.
+    again = finetune(base, [str(data)], tmp_path / "out", stages=["coarse", "fine"], lora=LoRA(rank=4), **QUICK)
+    assert again.runs["coarse"].step == 2 and again.product.read_bytes() == tuned.product.read_bytes()
+
+
+def test_whole_stages_become_a_model(base: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ["--stage", "text,coarse", "--steps", 2, "--batch", 2, "--learning-rate", 1e-2, "-q"]
+    done = run("finetune", "-m", base, "-d", data, "-o", tmp_path / "out", *arguments)
+    assert done.exit_code == 0 and done.output.strip() == str(tmp_path / "out" / "model"), done.output
+    _, _, old = weights.read(base)
+    _, _, new = weights.read(tmp_path / "out" / "model")
+    for network, differs in (("semantic", True), ("coarse", True), ("fine", False), ("codec", False)):
+        same = [np.array_equal(a, b) for a, b in zip(old[network].leaves, new[network].leaves, strict=True)]
+        assert not any(same) if differs else all(same), network
+    assert bark_jax.load(tmp_path / "out" / "model").generate("hi", seed=1).audio is not None
+    # One of the runs alone, exported by the name of its file.
+    product = tmp_path / "out" / "coarse" / "coarse.safetensors"
+    done = run("export", base, tmp_path / "one", "-n", product)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "one" / "config.json").read_text() == (base / "config.json").read_text()
+    assert assemble.changed(base, [product]).keys() == {"coarse"}
+
+
+def test_train_command_reads_toml_and_continues(base: Path, data: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "fine.toml"
+    settings.write_text(
+        f'stage = "fine"\nmodel = "{base}"\ndata = ["{data}"]\nout = "{tmp_path / "run"}"\nsteps = 9\nbatch = 2\n'
+    )
+    done = run("train", settings, "--set", "steps=2", "--set", "lora.rank=2", "-q")
+    assert done.exit_code == 0 and Path(done.output.strip()).name == "adapter.safetensors", done.output
+    done = run("train", settings, "--set", "steps=3", "--set", "lora.rank=2", "-q")
+    assert done.exit_code == 1 and "steps" in done.output and "2" in done.output
+    for change, words in (
+        ("step=3", "step"),
+        ("batch", "KEY=VALUE"),
+        ("batch=x", "batch"),
+        ("lora.rank=0", "rank"),
+        ("stage=codec", "text, coarse, fine"),
+    ):
+        done = run("train", settings, "--set", change)
+        assert done.exit_code == 1 and words in done.output and "Traceback" not in done.output, done.output
+    settings.write_text("stage = ")
+    assert "TOML" in run("train", settings).output
+    assert run("train", tmp_path / "none.toml").exit_code == 1
+
+
+def test_everything_is_checked_before_the_first_stage_is_trained(base: Path, tmp_path: Path) -> None:
+    silent = write_rows(tmp_path / "silent", text=None)
+    with pytest.raises(DataError, match="text"):
+        finetune(base, [str(silent)], tmp_path / "out", stages=["coarse", "text"], **QUICK)
+    assert not (tmp_path / "out").exists()
+    for stages, words in ((["codec"], "choose from text"), ([], "at least one"), (["fine", "fine"], "each once")):
+        with pytest.raises(ConfigError, match=words):
+            finetune(base, [str(silent)], tmp_path / "out", stages=stages, **QUICK)
+    with pytest.raises(ConfigError, match=r"learning_rat: choose from .* learning_rate,"):
+        finetune(base, [str(silent)], tmp_path / "out", learning_rat=1)
+    done = run("finetune", "-m", base, "-d", silent, "-o", tmp_path / "out", "--alpha", 3)
+    assert done.exit_code == 1 and "--lora" in done.output
+    with pytest.raises(ConfigError, match="given by the other arguments"):
+        finetune(base, [str(silent)], tmp_path / "out", stage="fine")
+
+
+def test_exports_that_cannot_be(base: Path, data: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["-n", data / "x.bin"], "must be named"),
+        (["-n", base / "coarse.safetensors", "-n", base / "coarse.safetensors"], "given twice"),
+        (["-n", tmp_path / "fine.safetensors"], "there is no"),
+        (["-a", base / "fine.safetensors"], "adapter"),
+        (["--format", "suno"], "suno"),  # another family than Suno's
+    ):
+        done = run("export", base, tmp_path / "out", *arguments)
+        assert done.exit_code == 1 and words in done.output and "Traceback" not in done.output, done.output
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "is there already" in run("export", base, tmp_path / "full").output
