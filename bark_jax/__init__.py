@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from bark_jax.adapters import AdapterError
 from bark_jax.bark import Bark, load
 from bark_jax.config import BarkConfig, ConfigError
 from bark_jax.hub import HubError
@@ -20,6 +21,7 @@ from bark_jax.weights import CheckpointError
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterError",
     "Bark",
     "BarkConfig",
     "BarkWarning",

@@ -15,6 +15,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -494,9 +495,7 @@ def _tensors(
     wanted: dict[str, tuple[int, int]] = {}
     for network, values in about.items():
         rank = values["rank"]
-        module = nnx.eval_shape(lambda network=network: checkpoints.build(config, network))
-        for path, linear in linears(module).items():
-            n_out, n_in = linear.weight.shape
+        for path, (n_out, n_in) in _sizes(config, network).items():
             wanted[f"{network}.{path}.a"], wanted[f"{network}.{path}.b"] = (rank, n_in), (n_out, rank)
     found, problems = set(file.keys()), []
     for name in sorted(found):
@@ -615,6 +614,13 @@ def _check_base(part: Part, network: str, base: nnx.Module | Mapping[str, Any]) 
             f"trained on another {network} network: on base {part.base[:40]!r}, and this one is {digest!r}; `bark-jax "
             "info` shows the bases of a model"
         )
+
+
+@lru_cache(maxsize=len(NETWORKS))
+def _sizes(config: BarkConfig, network: str) -> dict[str, tuple[int, int]]:
+    """Path → (out, in) of a network's linears; kept, because building even a network without memory takes its time."""
+    module = nnx.eval_shape(lambda: checkpoints.build(config, network))
+    return {path: linear.weight.shape for path, linear in linears(module).items()}
 
 
 def _some(names: Iterable[str]) -> str:

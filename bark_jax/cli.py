@@ -215,6 +215,8 @@ def train(config: str, changes: tuple[str, ...], quiet: bool) -> None:
         table = tree
         for name in path:
             table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set is {change!r}: {name} is a setting, and has no {last}")
         table[last] = parsed
     _say(run(TrainConfig.from_tree(tree, source=config), progress=not quiet).product)
 

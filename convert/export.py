@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors
 
 from bark_jax import text, weights
 from bark_jax.config import BarkConfig, CodecConfig, FineGPTConfig, GPTConfig
@@ -169,14 +168,7 @@ class _Model:
         self.log(f"{network}: reading")
         if network in self._replaced:
             return _checked(network, self.shapes(network), self._replaced[network])
-        path = self.folder / f"{network}.safetensors"
-        problems: list[str] = []
-        try:
-            tensors = dict(weights._tensors(path, self.shapes(network), problems))
-        except (safetensors.SafetensorError, OSError) as error:
-            raise weights.CheckpointError(f"{path} is damaged: {error}") from None
-        _stop(problems, f"{self.folder} cannot be exported")
-        return {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
+        return weights.read_network(self.folder / f"{network}.safetensors", self.config, network)
 
 
 @functools.lru_cache(maxsize=4)

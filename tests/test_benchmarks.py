@@ -129,3 +129,109 @@ class TestPeers:
         assert torch.equal(einops.rearrange(x, "b n d -> b d n"), x.transpose(1, 2))
         with pytest.raises(NotImplementedError):
             einops.rearrange(x, "b n d -> b (n d)")
+
+
+class TestTrain:
+    @pytest.fixture(autouse=True)
+    def _packages(self, monkeypatch):
+        for name in ("torch", "transformers", "bark", "encodec", "optax", "grain"):
+            if importlib.util.find_spec(name) is None:
+                pytest.skip(f"needs {name}")
+        from benchmarks import train
+
+        monkeypatch.setattr(train, "PEAK_SHAPES", ((64, 96, 96),))
+
+    def test_the_command_times_both_sides(self, capsys, tmp_path):
+        import torch
+
+        from benchmarks import train
+
+        threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+        out = tmp_path / "x.json"
+        arguments = "--size 1,1,16 --rows 2 --length 320 --repeat 1 --device cpu".split()
+        assert train.main([*arguments, "--out", str(out)]) == 0
+        assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == (threads, tf32)
+        text = capsys.readouterr().out
+        result = json.loads(text.splitlines()[-1])
+        assert json.loads(out.read_text()) == result
+        assert set(result["ratios"]) == {"1x1x16_full_vs_torch", "1x1x16_lora_vs_torch"}
+        for mode in ("full", "lora"):
+            ours, theirs = (result["seconds"][side][mode] for side in ("ours", "torch"))
+            assert result["ratios"][f"1x1x16_{mode}_vs_torch"] == pytest.approx(theirs / ours, rel=1e-3)
+            assert result["tokens_per_s"]["ours"][mode] == pytest.approx(2 * 320 / ours, rel=1e-3)
+            work = result["flops_per_step"]["ours"][mode]
+            assert result["mfu"][mode] == pytest.approx(work / ours / result["peak"]["flops_per_s"], rel=1e-3)
+            assert result["compile_seconds"][mode] > 0 and result["compiled_while_timing"][mode] == 0
+            # Random weights: ours guesses among the 1,024 codes that may come, torch among all outputs.
+            assert result["losses"][mode]["ours"] == pytest.approx([np.log(1024)] * 2, rel=0.01)
+            assert result["losses"][mode]["torch"] == pytest.approx([np.log(12_096)] * 2, rel=0.01)
+            assert 4 * result["trained"][mode] * 3 < result["peak_gb"][mode] * 1e9 < 1e8  # weights, and AdamW's two
+        assert result["trained"]["lora"] == 16 * 32 * 16 < result["trained"]["full"]
+        assert result["config"]["size"] == [1, 1, 16] and result["config"]["stage"] == "coarse"
+        assert "full" in text and "TFLOP/s" in text
+
+    @pytest.mark.parametrize("stage", ["text", "coarse", "fine"])
+    def test_both_sides_get_the_same_weights_and_tokens(self, stage, monkeypatch):
+        import jax
+        import torch
+
+        from bark_jax import config
+        from benchmarks import train
+
+        model = config.suno((1, 1, 16))
+        one = train.batch(model, stage, 2, 320)
+        before = train.prefix(model, stage)
+        assert (one.targets[:, :before] == -1).all() and (one.targets[:, before:] >= 0).all()
+        settings = train.settings(stage, "lora", 2, "float32", None, 0.0)
+        arguments = settings, model, train.tensors(model, stage), jax.devices("cpu")[0]
+        ours, theirs = train.Ours(*arguments), train.Torch(*arguments, "float32")
+        # The same once torch's outputs that are no candidates are out of the way.
+        loss = ours.step(one)
+        seen: list[torch.Tensor] = []
+        original = torch.nn.functional.cross_entropy
+        inputs, targets = (torch.from_numpy(x).long() for x in (one.inputs, one.targets))
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(torch.nn.functional, "cross_entropy", lambda x, y, **_: seen.extend((x, y)))
+            theirs._loss(inputs, targets, int(one.codebook[0]))
+        logits, wanted = (x[targets.flatten() >= 0] for x in seen)
+        low = (wanted - 10_000) // 1024 * 1024 + 10_000 if stage == "coarse" else torch.zeros_like(wanted)
+        size = 10_001 if stage == "text" else 1024
+        kept = torch.stack([row[i : i + size] for row, i in zip(logits, low.tolist(), strict=True)])
+        assert loss == pytest.approx(float(original(kept, wanted - low)), rel=1e-4)
+        trained = sum(p.numel() for p in theirs.trained)
+        assert trained == ours.trainer.sizes[0] == 16 * 32 * 16
+
+    def test_arithmetic(self):
+        from bark_jax import config
+        from benchmarks import train
+
+        model = config.suno((2, 2, 32))
+        tokens, blocks, attention = 3 * 512, 12 * 2 * 32**2, 12 * 2 * 32 * 512
+        full = 6 * (blocks * tokens + 2048 * 32 * 3 * 256) + attention * tokens / 2
+        assert train.flops(model, "coarse", 3, 512, None) == full
+        whole = 6 * (blocks + 12_096 * 32) * tokens + attention * tokens / 2
+        assert train.flops(model, "coarse", 3, 512, None, whole_head=True) == whole
+        assert train.flops(model, "fine", 3, 512, None) == 6 * (blocks + 1024 * 32) * tokens + attention * tokens
+        adapters = 2 * 4 * (4 + 2 + 5 + 5) * 32
+        low = 4 * (blocks + 1024 * 32) * tokens + 6 * adapters * tokens + attention * tokens
+        assert train.flops(model, "fine", 3, 512, 4) == low
+
+        class Device:
+            platform, device_kind = "gpu", ""
+
+        for kind, rate in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L4", 121e12),
+                           ("NVIDIA A100-SXM4-40GB", 312e12), ("Tesla T4", 65e12), ("NVIDIA L40S", None)):  # fmt: skip
+            Device.device_kind = kind
+            assert train.peak(Device, False)["flops_per_s"] == rate
+
+    def test_the_command_refuses_what_it_cannot_do(self, capsys):
+        from benchmarks import train
+
+        for wrong in (["--stage", "codec"], ["--modes", "full,half"], ["--length", "0"], ["--rows", "0"]):
+            with pytest.raises(SystemExit) as exit_:
+                train.main(wrong)
+            assert exit_.value.code == 2 and wrong[1] in capsys.readouterr().err
+        assert train.main("--length 256 --size 1,1,16".split()) == 1
+        assert "257 to 1024" in capsys.readouterr().err
+        assert train.main("--stage fine --corpus --size 1,1,16".split()) == 1
+        assert "corpus is for stage coarse" in capsys.readouterr().err

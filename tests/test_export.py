@@ -613,7 +613,7 @@ class TestErrors:
         shutil.copytree(family, source)
         data = (source / "fine.safetensors").read_bytes()
         (source / "fine.safetensors").write_bytes(data[:-100])
-        with pytest.raises(weights.CheckpointError, match=r"fine\.safetensors is damaged"):
+        with pytest.raises(weights.CheckpointError, match=r"fine\.safetensors cannot be used:\s+it is damaged"):
             export(source, tmp_path / "out", format="hf")
         (source / "fine.safetensors").write_bytes(data)
         shutil.copy(source / "semantic.safetensors", source / "coarse.safetensors")

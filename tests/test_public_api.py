@@ -41,8 +41,8 @@ def speech(bark):
 class TestNames:
     def test_all(self):
         assert bark_jax.__all__ == [
-            "Bark", "BarkConfig", "BarkWarning", "CheckpointError", "ConfigError", "HubError", "Sampling",
-            "SamplingError", "Segment", "Speech", "TextError", "Voice", "VoiceError", "generate", "load",
+            "AdapterError", "Bark", "BarkConfig", "BarkWarning", "CheckpointError", "ConfigError", "HubError",
+            "Sampling", "SamplingError", "Segment", "Speech", "TextError", "Voice", "VoiceError", "generate", "load",
         ]  # fmt: skip
 
     @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ class TestNames:
         assert [field.name for field in dataclasses.fields(Segment)] == ["text", "start", "end", "seed", "ended"]
 
     def test_errors_are_of_the_two_kinds(self):
-        for name in ("CheckpointError", "ConfigError", "SamplingError", "TextError", "VoiceError"):
+        for name in ("AdapterError", "CheckpointError", "ConfigError", "SamplingError", "TextError", "VoiceError"):
             assert issubclass(getattr(bark_jax, name), ValueError)
         assert issubclass(bark_jax.HubError, OSError)
         assert issubclass(bark_jax.BarkWarning, UserWarning)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,12 +69,15 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples of one length, stacked: inputs (B, ...), targets (B, T), codebook (B,) and the corpus's row (B,)."""
+    """Examples of one length, stacked: inputs (B, ...), targets (B, T), codebook (B,) and the corpus's row (B,).
 
-    inputs: np.ndarray
-    targets: np.ndarray
-    codebook: np.ndarray
-    rows: np.ndarray
+    numpy's arrays on the host, JAX's on a device.
+    """
+
+    inputs: Any
+    targets: Any
+    codebook: Any
+    rows: Any
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def finetune(
     config = BarkConfig.load(folder / "config.json")
     plans = {}
     for stage in chosen:
-        tree = {"steps": STEPS[stage] if steps is None else steps, "lora": lora, **settings}
+        tree: dict[str, Any] = {"steps": STEPS[stage] if steps is None else steps, "lora": lora, **settings}
         own = {"stage", "data", "out", "model", "config", "tokenizer"} & set(settings)
         if own:
             raise ConfigError(f"{', '.join(sorted(own))}: given by the other arguments, not among the settings")

@@ -36,7 +36,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -563,22 +562,12 @@ class _Source:
         return cls(BarkConfig.load(folder / "config.json"), network, folder, tokenizer, config.seed)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The network's tensors, float32. Raises `CheckpointError` as `weights.read` does."""
-        wanted = {name: leaf.shape for name, leaf in weights.names(_abstract(self.config, self.network)).items()}
-        if self.folder is None:
-            with jax.default_device(jax.local_devices(backend="cpu")[0]):
-                made = weights.names(weights.build(self.config, self.network, seed=self.seed))
-            return {name: np.asarray(tensor) for name, tensor in made.items()}
-        path = self.folder / f"{self.network}.safetensors"
-        problems: list[str] = []
-        found: dict[str, np.ndarray] = {}
-        try:
-            found = dict(weights._tensors(path, wanted, problems))
-        except safetensors.SafetensorError as error:
-            problems.append(f"{path.name} is damaged: {error}")
-        if problems:
-            raise weights.CheckpointError("\n  ".join([f"{self.folder} cannot be loaded:", *problems[:20]]))
-        return {name: tensor.astype(np.float32, copy=False) for name, tensor in found.items()}
+        """The network's tensors, float32. Raises `CheckpointError` as `weights.read_network` does."""
+        if self.folder is not None:
+            return weights.read_network(self.folder / f"{self.network}.safetensors", self.config, self.network)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            made = weights.names(weights.build(self.config, self.network, seed=self.seed))
+        return {name: np.asarray(tensor) for name, tensor in made.items()}
 
 
 def check_model(config: TrainConfig, model: BarkConfig) -> None:
