@@ -21,7 +21,7 @@ import models
 from bark_jax import adapters, assemble, cli, tokens, weights
 from bark_jax.config import ConfigError
 from bark_jax.sampling import Sampling
-from bark_jax.train import DataError, LoRA, finetune, lora, write
+from bark_jax.train import DataError, LoRA, RunError, finetune, lora, write
 
 CONFIG = models.config()
 
@@ -119,6 +119,28 @@ def test_whole_stages_become_a_model(base: Path, data: Path, tmp_path: Path) -> 
     assert assemble.changed(base, [product]).keys() == {"coarse"}
 
 
+def test_stages_of_several_calls_are_one_product(base: Path, data: Path, tmp_path: Path) -> None:
+    def tune(out: str, stage: str, rank: int | None) -> Path:
+        settings = LoRA(rank=rank) if rank else None
+        return finetune(base, [str(data)], tmp_path / out, stages=[stage], lora=settings, **QUICK).product
+
+    for stage in ("fine", "coarse"):
+        small, whole = tune("small", stage, 2), tune("whole", stage, None)
+    assert set(adapters.read(small, CONFIG).networks) == {"fine", "coarse"}
+    for network in ("fine", "coarse"):
+        made = (whole / f"{network}.safetensors", tmp_path / "whole" / network / f"{network}.safetensors")
+        new, run_of = (weights.read_network(file, CONFIG, network) for file in made)
+        assert all(np.array_equal(new[name], run_of[name]) for name in new)
+        assert not np.array_equal(
+            new["wpe.weight"], weights.read_network(base / made[0].name, CONFIG, network)["wpe.weight"]
+        )
+    with pytest.raises(RunError, match="trained = 'adapters', this one has 'all weights'"):
+        tune("small", "fine", None)
+    (tmp_path / "other" / "model").mkdir(parents=True)
+    with pytest.raises(RunError, match="no fine-tuning made it"):
+        tune("other", "fine", None)
+
+
 def test_train_command_reads_toml_and_continues(base: Path, data: Path, tmp_path: Path) -> None:
     settings = tmp_path / "fine.toml"
     settings.write_text(
@@ -133,13 +155,19 @@ def test_train_command_reads_toml_and_continues(base: Path, data: Path, tmp_path
         ("batch", "KEY=VALUE"),
         ("batch=x", "batch"),
         ("lora.rank=0", "rank"),
+        ("lora.rank=33", "must not exceed 32"),
+        ("stage.x=1", "has no x"),
+        ("=3", "KEY=VALUE"),
+        ("batch=99999999999999999999", "65,536"),
+        (f"out={data}", "folder of its own"),
         ("stage=codec", "text, coarse, fine"),
     ):
         done = run("train", settings, "--set", change)
         assert done.exit_code == 1 and words in done.output and "Traceback" not in done.output, done.output
     settings.write_text("stage = ")
     assert "TOML" in run("train", settings).output
-    assert run("train", tmp_path / "none.toml").exit_code == 1
+    assert "There is no" in run("train", tmp_path / "none.toml").output
+    assert "TOML" in run("train", next(data.glob("*.parquet"))).output
 
 
 def test_everything_is_checked_before_the_first_stage_is_trained(base: Path, tmp_path: Path) -> None:
@@ -152,6 +180,8 @@ def test_everything_is_checked_before_the_first_stage_is_trained(base: Path, tmp
             finetune(base, [str(silent)], tmp_path / "out", stages=stages, **QUICK)
     with pytest.raises(ConfigError, match=r"learning_rat: choose from .* learning_rate,"):
         finetune(base, [str(silent)], tmp_path / "out", learning_rat=1)
+    with pytest.raises(ConfigError, match="where the model or the rows are"):
+        finetune(base, [str(silent)], base, **QUICK)
     done = run("finetune", "-m", base, "-d", silent, "-o", tmp_path / "out", "--alpha", 3)
     assert done.exit_code == 1 and "--lora" in done.output
     with pytest.raises(ConfigError, match="given by the other arguments"):

@@ -79,6 +79,9 @@ from bark_jax.hub import STAGES
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 """Linears of a block that may get an adapter."""
 
+MAX_BATCH = 65_536
+"""Most rows of an update; a number beyond it is a slip of the hand."""
+
 FREE = frozenset(
     {"out", "data", "rehearsal", "model", "config", "tokenizer", "save_every", "keep", "log_every", "remat"}
 )
@@ -192,6 +195,10 @@ class TrainConfig:
         one_of("coarse_history", "full", "random")
         at_least(1, "steps", "batch", "accumulate", "bucket", "evaluate_every", "patience", "save_every", "keep")
         at_least(1, "log_every")
+        need("batch", self.batch <= MAX_BATCH, f"it must be {MAX_BATCH:,} or less")
+        for name in ("steps", "bucket", "evaluate_every", "save_every", "log_every", "keep", "warmup", "patience"):
+            value = getattr(self, name)
+            need(name, value is None or value < 2**31, "it must be less than 2**31")
         at_least(0, "weight_decay", "warmup")
         share("rehearsal_share", "beta1", "beta2", "dropout")
         for name in ("final_learning_rate_ratio", "history_share"):
@@ -208,6 +215,9 @@ class TrainConfig:
         )
         for name in ("out", "model", "config", "tokenizer"):
             need(name, getattr(self, name) != "", "it must name a file or folder")
+        for path in (self.model, *self.data, *self.rehearsal):
+            if path and self.out and os.path.realpath(path) == os.path.realpath(self.out):
+                need.also(f"out is {self.out!r}, where the model or the rows are: it must be a folder of its own")
         for name in ("data", "rehearsal", "freeze"):
             need(name, "" not in getattr(self, name), "none of its entries may be empty")
         need("data", len(self.data) > 0, "it must name at least one file or folder of rows")

@@ -3,11 +3,15 @@
     model, rows ─ check all stages ─▶ train coarse, fine, text ─▶ out/adapter.safetensors, or out/model/
 
 Defaults for real Bark and 5 to 30 minutes of one speaker; everything else is `TrainConfig`'s. A run that was stopped
-goes on where it was when it is started again in the same folder: stages that are complete are not trained again.
+goes on where it was when it is started again in the same folder: stages that are complete are not trained again, and
+stages that an earlier call has trained there are part of the product.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,7 @@ from bark_jax.train import data as rows
 from bark_jax.train.config import LoRA, TrainConfig
 from bark_jax.train.examples import STAGES
 from bark_jax.train.loop import Result, train
+from bark_jax.train.runs import RunError, replacing
 
 STEPS = {"coarse": 500, "fine": 200, "text": 200}
 """Updates of 16 rows for a speaker of 5 to 30 minutes. The coarse stage carries most of a voice; the text stage gets
@@ -74,31 +79,102 @@ def finetune(
     chosen = _stages(stages)
     out = Path(out)
     folder, _ = library.locate(model)
+    _check_out(out, [folder, *map(Path, data)])
     config = BarkConfig.load(folder / "config.json")
+    known = set(TrainConfig.__dataclass_fields__)
+    if own := {"stage", "data", "out", "model", "config", "tokenizer"} & set(settings):
+        raise ConfigError(f"{', '.join(sorted(own))}: given by the other arguments, not among the settings")
+    if unknown := sorted(set(settings) - known):
+        raise ConfigError(f"unknown setting(s) {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
     plans = {}
     for stage in chosen:
         tree: dict[str, Any] = {"steps": STEPS[stage] if steps is None else steps, "lora": lora, **settings}
-        own = {"stage", "data", "out", "model", "config", "tokenizer"} & set(settings)
-        if own:
-            raise ConfigError(f"{', '.join(sorted(own))}: given by the other arguments, not among the settings")
-        known = set(TrainConfig.__dataclass_fields__)
-        if unknown := sorted(set(tree) - known):
-            raise ConfigError(f"unknown setting(s) {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
         plans[stage] = TrainConfig(stage=stage, model=str(folder), data=tuple(data), out=str(out / stage), **tree)
     tokenizer = text.load_tokenizer(folder / "tokenizer.json", config.semantic) if "text" in chosen else None
     for stage in chosen:
         rows.read(data, config, stage, tokenizer=tokenizer)
+    record = _Record.of(out, str(folder.resolve()), "all weights" if lora is None else "adapters")
 
-    runs = {stage: train(plan, progress=progress) for stage, plan in plans.items()}
-    products = [run.product for run in runs.values()]
+    runs = {}
+    for stage, plan in plans.items():
+        runs[stage] = train(plan, progress=progress)
+        record.note(stage, runs[stage].product)
+    products = record.products()
     if lora is not None:
         product = out / "adapter.safetensors"
         adapters.save(product, adapters.join([adapters.read(path, config) for path in products]))
-    else:
-        product = out / "model"
-        if not (product / "config.json").is_file():
-            assemble.native(product, folder, assemble.changed(folder, products))
+        return Tuned(out, product, runs)
+    product = out / "model"
+    if not record.assembled():
+        made = out / "model.new"
+        shutil.rmtree(made, ignore_errors=True)
+        assemble.native(made, folder, assemble.changed(folder, products))
+        shutil.rmtree(product, ignore_errors=True)
+        made.rename(product)
+        record.note_assembled()
     return Tuned(out, product, runs)
+
+
+class _Record:
+    """``finetune.json``: what the folder of a fine-tuning holds, so that stages of several calls become one product."""
+
+    def __init__(self, path: Path, tree: dict[str, Any]):
+        self.path, self.tree = path, tree
+
+    @classmethod
+    def of(cls, out: Path, model: str, kind: str) -> _Record:
+        path = out / "finetune.json"
+        tree = {"model": model, "trained": kind, "stages": {}, "assembled": {}}
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text("utf-8"))
+                same = {name: found[name] for name in ("model", "trained")}
+                found["stages"], found["assembled"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunError(f"{path} is damaged ({error}): choose another folder, or remove this one") from None
+            for name, value in same.items():
+                if value != tree[name]:
+                    raise RunError(
+                        f"{out} holds a fine-tuning with {name} = {value!r}, this one has {tree[name]!r}: choose "
+                        "another folder"
+                    )
+            return cls(path, found)
+        for name in ("model", "adapter.safetensors"):
+            if (out / name).exists():
+                raise RunError(f"{out / name} is there, and no fine-tuning made it: choose another folder")
+        return cls(path, tree)
+
+    def note(self, stage: str, product: Path) -> None:
+        """A stage is complete."""
+        self.tree["stages"][stage] = hashlib.sha256(product.read_bytes()).hexdigest()
+        self._write()
+
+    def products(self) -> list[Path]:
+        """Files of all complete stages, those of earlier calls included."""
+        whole = self.tree["trained"] == "all weights"
+        return [
+            self.path.parent / stage / (f"{STAGES[stage]}.safetensors" if whole else "adapter.safetensors")
+            for stage in self.tree["stages"]
+        ]
+
+    def assembled(self) -> bool:
+        """Whether the model is there, and made of the stages as they are now."""
+        there = (self.path.parent / "model" / "config.json").is_file()
+        return there and self.tree["assembled"] == self.tree["stages"]
+
+    def note_assembled(self) -> None:
+        self.tree["assembled"] = dict(self.tree["stages"])
+        self._write()
+
+    def _write(self) -> None:
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(self.tree, indent=2) + "\n", "utf-8")
+
+
+def _check_out(out: Path, inputs: Sequence[Path]) -> None:
+    for path in inputs:
+        if out.resolve() == path.resolve():
+            raise ConfigError(f"out is {str(out)!r}, where the model or the rows are: choose another folder")
 
 
 def _stages(stages: Sequence[str]) -> list[str]:

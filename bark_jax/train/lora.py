@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from bark_jax import adapters, weights
+from bark_jax.config import ConfigError
 from bark_jax.train.config import LoRA
 
 Network = TypeVar("Network", bound=nnx.Module)
@@ -31,8 +32,14 @@ def add(
 
     Returns:
       The abstract network with adapters; all of its tensors, the given ones not copied; the names of what is trained.
+
+    Raises:
+      ConfigError: a rank above the width of the network.
     """
     chosen = adapters.linears(network, settings.targets)
+    least = min(min(linear.weight.shape) for linear in chosen.values())
+    if settings.rank > least:
+        raise ConfigError(f"lora.rank is {settings.rank}: it must not exceed {least}, the width of the network")
     shapes = adapters.shapes(network, dict.fromkeys(chosen, settings.rank))
     wrapped = adapters.wrap(network, shapes)
     made = {_within(name, shapes): tensor for name, tensor in tensors.items()}
