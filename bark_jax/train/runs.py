@@ -17,10 +17,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +45,7 @@ except ImportError:  # Windows: nothing keeps two processes apart there
 
 CONFIG, METRICS, PLOT, CHECKPOINTS = "config.toml", "metrics.jsonl", "loss.png", "checkpoints"
 _LOCK, _DELETED = ".lock", "deleted"
+_LOGGERS = ("absl", "asyncio")
 
 
 class RunError(ValueError):
@@ -147,10 +154,13 @@ class Run:
         self._take_lock()
         if self._manager is None:
             self._manager = self._open_manager()
-        for name in self._found():  # of a process that was killed while it wrote
+        # What a killed process was writing or removing. orbax would do it in a thread, which may outlive this object.
+        for name in self._found():
             if name.startswith(".") and name.endswith(".part"):
                 (self.folder / name).unlink()
-        shutil.rmtree(self.folder / CHECKPOINTS / _DELETED, ignore_errors=True)
+        for path in (self.folder / CHECKPOINTS).iterdir():
+            if re.fullmatch(rf"\d+\.orbax-checkpoint-tmp.*|{_DELETED}", path.name):
+                shutil.rmtree(path, ignore_errors=True)
         with replacing(self.folder / CONFIG) as part:
             part.write_text(config.to_toml(), "utf-8")
         path = self.folder / METRICS
@@ -185,7 +195,6 @@ class Run:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # `save` removes old ones, in an order of its own
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
             todelete_subdir=_DELETED,
         )
         return ocp.CheckpointManager(
@@ -247,25 +256,33 @@ class Run:
         if step in self.steps:
             return
         path = self.folder / CHECKPOINTS / str(step)
-        try:
-            # What is logged up to here must not be younger than the checkpoint, not even after a power cut.
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    weights=ocp.args.StandardSave(dict(weights)),
-                    optimizer=ocp.args.StandardSave(dict(optimizer)),
-                    record=ocp.args.JsonSave(dict(record)),
-                ),
-                force=True,
-            )
-            self._manager.wait_until_finished()
-        except Exception as error:  # a full disk comes as OSError, ValueError or an error of tensorstore
-            for stale in path.parent.glob(f"{step}.orbax*"):
-                shutil.rmtree(stale, ignore_errors=True)
+        failed = None
+        with _quiet():
+            try:
+                self.check_room(sum(leaf.nbytes for leaf in [*weights.values(), *optimizer.values()]))
+                # What is logged up to here must not be younger than the checkpoint, not even after a power cut.
+                self._metrics.flush()
+                os.fsync(self._metrics.fileno())
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        weights=ocp.args.StandardSave(dict(weights)),
+                        optimizer=ocp.args.StandardSave(dict(optimizer)),
+                        record=ocp.args.JsonSave(dict(record)),
+                    ),
+                    force=True,
+                )
+                self._manager.wait_until_finished()
+            except (OSError, ValueError) as error:  # what a full disk comes as
+                failed = _reason(error)
+            if failed is not None:
+                gc.collect()  # of what orbax leaves behind, each part complains for itself when it goes
+                for name in _LOGGERS:
+                    logging.getLogger(name).addFilter(lambda record: str(path) not in record.getMessage())
+                _remove(path.parent.glob(f"{step}.*"))
+        if failed is not None:
             before = f"; the checkpoint at step {self.latest} is intact" if self.latest is not None else ""
-            raise OSError(f"the checkpoint {path} could not be written{before}: {_reason(error)}") from error
+            raise OSError(f"the checkpoint {path} could not be written{before}: {failed}")
         newest = self.steps[-keep:]
         for old in self.steps:
             if old not in newest and old != best:
@@ -307,9 +324,9 @@ class Run:
         lines = self.metrics()
         trained = np.array([(line["step"], line["loss"]) for line in lines if "loss" in line]).reshape(-1, 2)
         checked = np.array([(x["step"], x["validation_loss"]) for x in lines if "validation_loss" in x]).reshape(-1, 2)
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        figure = Figure(figsize=(8, 4.5))
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
+        axes = figure.add_axes((0.1, 0.12, 0.87, 0.8))
         width = max(1, len(trained) // 50)  # of the moving average
         if len(trained):
             axes.plot(*trained.T, color="C0", alpha=0.3 if width > 1 else 1, linewidth=1, label="training, each step")
@@ -364,6 +381,34 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
         part.chmod(mode)  # the library makes files that only their owner can read
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that orbax, asyncio and threads print about a failure which is raised as well."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+    silent: Any = lambda *_: None  # noqa: E731
+    sys.excepthook = sys.unraisablehook = threading.excepthook = silent
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove folders that threads may still be writing to, as far as that goes; the next start removes the rest."""
+    for path in paths:
+        for _ in range(10):
+            shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.05)
+            if not path.exists():
+                break
+
+
 def _line(line: Mapping[str, Any]) -> str:
     return json.dumps(line, allow_nan=False) + "\n"
 
@@ -374,6 +419,6 @@ def _shown(value: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line that says something: errors of tensorstore come with a page of context."""
-    text = str(error).strip() or type(error).__name__
-    return text if len(text) <= 500 else text[:499] + "…"
+    """The part that says something: errors of tensorstore come with a page of context."""
+    text = str(error).strip().partition(" [tensorstore_spec")[0] or type(error).__name__
+    return text if len(text) <= 800 else text[:799] + "…"
