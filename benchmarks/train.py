@@ -374,7 +374,7 @@ def settings(stage: str, mode: str, rows: int, dtype: str, remat: str | None, dr
     return TrainConfig(
         stage=stage,
         data=("none",),
-        out="none",
+        out="nowhere",
         model="none",
         steps=STEPS,
         batch=rows,

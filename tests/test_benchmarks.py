@@ -148,16 +148,16 @@ class TestTrain:
 
         threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
         out = tmp_path / "x.json"
-        arguments = "--size 1,1,16 --rows 2 --length 320 --repeat 1 --device cpu".split()
+        arguments = "--size 1,1,32 --rows 2 --length 320 --repeat 1 --device cpu".split()
         assert train.main([*arguments, "--out", str(out)]) == 0
         assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == (threads, tf32)
         text = capsys.readouterr().out
         result = json.loads(text.splitlines()[-1])
         assert json.loads(out.read_text()) == result
-        assert set(result["ratios"]) == {"1x1x16_full_vs_torch", "1x1x16_lora_vs_torch"}
+        assert set(result["ratios"]) == {"1x1x32_full_vs_torch", "1x1x32_lora_vs_torch"}
         for mode in ("full", "lora"):
             ours, theirs = (result["seconds"][side][mode] for side in ("ours", "torch"))
-            assert result["ratios"][f"1x1x16_{mode}_vs_torch"] == pytest.approx(theirs / ours, rel=1e-3)
+            assert result["ratios"][f"1x1x32_{mode}_vs_torch"] == pytest.approx(theirs / ours, rel=1e-3)
             assert result["tokens_per_s"]["ours"][mode] == pytest.approx(2 * 320 / ours, rel=1e-3)
             work = result["flops_per_step"]["ours"][mode]
             assert result["mfu"][mode] == pytest.approx(work / ours / result["peak"]["flops_per_s"], rel=1e-3)
@@ -178,7 +178,7 @@ class TestTrain:
         from bark_jax import config
         from benchmarks import train
 
-        model = config.suno((1, 1, 16))
+        model = config.suno((1, 1, 32))
         one = train.batch(model, stage, 2, 320)
         before = train.prefix(model, stage)
         assert (one.targets[:, :before] == -1).all() and (one.targets[:, before:] >= 0).all()
@@ -231,7 +231,7 @@ class TestTrain:
             with pytest.raises(SystemExit) as exit_:
                 train.main(wrong)
             assert exit_.value.code == 2 and wrong[1] in capsys.readouterr().err
-        assert train.main("--length 256 --size 1,1,16".split()) == 1
+        assert train.main("--length 256 --size 1,1,32".split()) == 1
         assert "257 to 1024" in capsys.readouterr().err
-        assert train.main("--stage fine --corpus --size 1,1,16".split()) == 1
+        assert train.main("--stage fine --corpus --size 1,1,32".split()) == 1
         assert "corpus is for stage coarse" in capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_from_random_weights(make: Any, place: Path) -> None:
 
 def test_patience_stops_and_the_best_is_the_product(make: Any, tmp_path: Path) -> None:
     """A rate that ruins the network: it gets worse and worse, and the best checkpoint survives all newer ones."""
-    config = make(steps=60, learning_rate=0.3, warmup=12, evaluate_every=2, patience=3, keep=1, save_every=1, clip=100)
+    config = make(steps=60, learning_rate=0.3, warmup=12, evaluate_every=2, patience=3, keep=1, save_every=99, clip=100)
     result = loop.train(config, progress=False)
     checked = {line["step"]: line["validation_loss"] for line in logged(Path(config.out)) if "validation_loss" in line}
     losses = [checked[step] for step in checked if step > 0]
@@ -349,6 +349,18 @@ def test_schedule_and_decay(make: Any) -> None:
     assert not any(loop.decays(f"blocks.0.attn.c_attn.{part}") for part in ("a", "b", "gate"))
 
 
+def test_bfloat16_is_for_the_computation_only(make: Any, place: Path) -> None:
+    batch = next(some_batches(place))[1]
+    full, low = (loop.Trainer(make(dtype=dtype), MODEL, initial()) for dtype in ("float32", "bfloat16"))
+    full.start()
+    low.start()
+    expected, got = (trainer.step(trainer.put(batch), 0) for trainer in (full, low))
+    assert float(got.loss) == pytest.approx(float(expected.loss), rel=1e-2)
+    assert float(got.grad_norm) == pytest.approx(float(expected.grad_norm), rel=5e-2)
+    assert float(got.loss) != float(expected.loss)
+    assert all(leaf.dtype == np.float32 for leaf in [*low.params.values(), *jax.tree.leaves(low.opt_state)[1:]])
+
+
 def test_the_compiled_step_copies_no_weights(make: Any, place: Path) -> None:
     """Its memory beyond weights and optimizer state is one gradient, and activations (here: few)."""
     model = models.config((2, 2, 512))
@@ -505,6 +517,16 @@ def test_interrupted_run_saves_and_goes_on(make: Any, tmp_path: Path, monkeypatc
     loop.train(config, progress=False)
     assert_same_run(folder, tmp_path / "whole")
     assert (folder / "loss.png").read_bytes() != picture  # drawn again, with all lines
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        with loop._Signals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.received is signal.SIGINT
+            signal.raise_signal(signal.SIGINT)
+            signals.received = None  # never reached
+    assert signals.received is signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 SEVERAL_DEVICES = """
