@@ -166,8 +166,8 @@ class TestTrain:
             assert result["losses"][mode]["ours"] == pytest.approx([np.log(1024)] * 2, rel=0.01)
             assert result["losses"][mode]["torch"] == pytest.approx([np.log(12_096)] * 2, rel=0.01)
             assert 4 * result["trained"][mode] * 3 < result["peak_gb"][mode] * 1e9 < 1e8  # weights, and AdamW's two
-        assert result["trained"]["lora"] == 16 * 32 * 16 < result["trained"]["full"]
-        assert result["config"]["size"] == [1, 1, 16] and result["config"]["stage"] == "coarse"
+        assert result["trained"]["lora"] == 16 * 32 * 32 < result["trained"]["full"]
+        assert result["config"]["size"] == [1, 1, 32] and result["config"]["stage"] == "coarse"
         assert "full" in text and "TFLOP/s" in text
 
     @pytest.mark.parametrize("stage", ["text", "coarse", "fine"])
@@ -199,7 +199,7 @@ class TestTrain:
         kept = torch.stack([row[i : i + size] for row, i in zip(logits, low.tolist(), strict=True)])
         assert loss == pytest.approx(float(original(kept, wanted - low)), rel=1e-4)
         trained = sum(p.numel() for p in theirs.trained)
-        assert trained == ours.trainer.sizes[0] == 16 * 32 * 16
+        assert trained == ours.trainer.sizes[0] == 16 * 32 * 32
 
     def test_arithmetic(self):
         from bark_jax import config
