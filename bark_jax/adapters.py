@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -25,12 +23,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
-from jax import lax
 
 from bark_jax import weights as checkpoints
 from bark_jax.config import BarkConfig
+from bark_jax.files import replacing
 from bark_jax.flat import Weights
-from bark_jax.linear import Dropout, Linear, LowRank, matmul
+from bark_jax.linear import ChosenLowRank, Linear, LowRank
 
 FORMAT = "bark-jax-adapter-1"
 """``format`` in the metadata of an adapter file."""
@@ -220,31 +218,6 @@ def shapes(network: nnx.Module, ranks: Mapping[str, int]) -> dict[str, tuple[Any
     return out  # type: ignore[return-value]
 
 
-class Chosen(LowRank):
-    """A `LowRank` for speaking, where a row without an adapter must give, bit for bit, what it gives without any.
-
-    On CPUs the sum is a branch of its own, left out where no row needs it. For XLA would join the sum with the sums of
-    the layer norm behind it, and add those in another order: 1e-6 on the logits of narrow networks. Besides, a batch
-    without adapters then takes as long as if none were loaded, and not 6 % more (12 layers, width 768, rank 32).
-    Elsewhere a branch costs more than the sum.
-    """
-
-    def __call__(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
-        if dropout is not None:
-            return super().__call__(x, dropout)
-        gate = self.gate[...]
-        per_row = gate.reshape(gate.shape[0], *[1] * (x.ndim - 2), gate.shape[1])
-
-        def add(y: jax.Array) -> jax.Array:
-            return y + matmul(matmul(x, self.a[...]) * per_row, self.b[...])
-
-        def branch(y: jax.Array) -> jax.Array:
-            return lax.cond(jnp.any(gate != 0), add, lambda y: y, y)
-
-        y = lax.platform_dependent(matmul(x, self.base.weight[...]), cpu=branch, default=add)
-        return y if self.base.bias is None else y + self.base.bias[...]
-
-
 def wrap(network: Module, pairs: Mapping[str, tuple[Any, Any, Any]], *, kind: type[LowRank] = LowRank) -> Module:
     """A copy of the network with a `LowRank` in the place of each linear that `pairs` names; the arrays are shared.
 
@@ -254,7 +227,7 @@ def wrap(network: Module, pairs: Mapping[str, tuple[Any, Any, Any]], *, kind: ty
     Args:
       network: a GPT whose leaves are arrays or `jax.ShapeDtypeStruct`, without adapters in the named places.
       pairs: path of a linear → a (r, in), b (out, r) and gate (1 or rows, r), of the same kinds.
-      kind: what is put there; `Chosen` speaks, a plain `LowRank` learns.
+      kind: what is put there; `ChosenLowRank` speaks, a plain `LowRank` learns.
     """
     leaves, structure = jax.tree.flatten(network)
     copy = jax.tree.unflatten(structure, leaves)
@@ -337,7 +310,7 @@ def attach(weights: Weights, network: str, adapters: Sequence[Adapter], names: S
         a, b = (jax.device_put(x.astype(weight.dtype), weight.sharding) for x in (low_in, low_out))
         tables[path] = table
         pairs[path] = a, b, jax.device_put(np.zeros((1, len(table[0])), np.float32), weight.sharding)
-    wrapped = Weights.of(wrap(module, pairs, kind=Chosen))
+    wrapped = Weights.of(wrap(module, pairs, kind=ChosenLowRank))
     place = {id(leaf): i for i, leaf in enumerate(wrapped.leaves)}
     # Linears whose adapters have the same ranks and scales, which is most of them, share one gate.
     shared: dict[tuple[tuple[int, ...], bytes], tuple[np.ndarray, list[int]]] = {}
@@ -404,16 +377,8 @@ def save(path: str | Path, adapter: Adapter) -> None:
             tensors[f"{network}.{linear}.a"] = np.ascontiguousarray(a)
             tensors[f"{network}.{linear}.b"] = np.ascontiguousarray(b)
     metadata = {"format": FORMAT, "fingerprint": adapter.fingerprint, "networks": json.dumps(parts)}
-    data = safetensors.numpy.save(tensors, metadata)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def read(path: str | Path, config: BarkConfig) -> Adapter:
@@ -619,8 +584,7 @@ def _check_base(part: Part, network: str, base: nnx.Module | Mapping[str, Any]) 
 @lru_cache(maxsize=len(NETWORKS))
 def _sizes(config: BarkConfig, network: str) -> dict[str, tuple[int, int]]:
     """Path → (out, in) of a network's linears; kept, because building even a network without memory takes its time."""
-    module = nnx.eval_shape(lambda: checkpoints.build(config, network))
-    return {path: linear.weight.shape for path, linear in linears(module).items()}
+    return {path: linear.weight.shape for path, linear in linears(checkpoints.abstract(config, network)).items()}
 
 
 def _some(names: Iterable[str]) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import struct
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from bark_jax.files import replacing
 
 FORMATS = {".wav": ("float", "pcm16"), ".flac": ("pcm16",), ".ogg": ("vorbis",), ".mp3": ("mp3",)}
 """Endings that `write` knows, and the sample formats of each, the default first."""
@@ -67,15 +68,8 @@ def write(
         stream: Any = target
         stream.write(buffer.getbuffer())
         return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb+") as file:
-            _encode(file, audio, sample_rate, ending, subtype)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as part, open(part, "xb+") as file:
+        _encode(file, audio, sample_rate, ending, subtype)
 
 
 def wav_bytes(audio: np.ndarray, sample_rate: int, *, subtype: str = "pcm16") -> bytes:

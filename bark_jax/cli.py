@@ -192,38 +192,10 @@ def train(config: str, changes: tuple[str, ...], quiet: bool) -> None:
 
     The settings are those of bark_jax.train.TrainConfig.
     """
-    import tomllib
-
-    from bark_jax.config import ConfigError
     from bark_jax.train import TrainConfig
     from bark_jax.train import train as run
 
-    try:
-        tree = tomllib.loads(Path(config).read_text("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no {config}: train takes the TOML file of a run") from None
-    except ValueError as error:  # TOML or UTF-8
-        raise ConfigError(f"{config} is not valid TOML: {error}") from None
-    for change in changes:
-        key, sign, value = change.partition("=")
-        if not sign or not all(key.split(".")):
-            raise ConfigError(f"--set is {change!r}: it must be KEY=VALUE, such as steps=1000 or data='[\"rows\"]'")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value  # a bare word is a string
-        *path, last = key.split(".")
-        table = tree
-        for name in path:
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"--set is {change!r}: {name} is a setting, and has no {last}")
-        table[last] = parsed
-    _say(
-        run(
-            TrainConfig.from_tree(tree, source=" ".join([config, *(f"--set {c}" for c in changes)])), progress=not quiet
-        ).product
-    )
+    _say(run(TrainConfig.load(config, changes), progress=not quiet).product)
 
 
 @main.command()

@@ -20,7 +20,7 @@ from flax import nnx
 from jax import lax
 
 from bark_jax.config import FineGPTConfig, GPTConfig
-from bark_jax.linear import Dropout, Linear, matmul
+from bark_jax.linear import Dropout, Linear, dot, matmul
 
 MASKED = -1e30
 """Added to the score of a slot that must not be seen; finite, so that a row with nothing to see stays a number."""
@@ -68,13 +68,6 @@ class LayerNorm(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
-def _dot(a: jax.Array, b: jax.Array, dimension_numbers: lax.DotDimensionNumbers) -> jax.Array:
-    precision = lax.Precision.HIGHEST if b.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(
-        a.astype(b.dtype), b, dimension_numbers, precision=precision, preferred_element_type=jnp.float32
-    )
-
-
 def _softmax(scores: jax.Array) -> jax.Array:
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -84,12 +77,12 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Ar
     """Attention of every position to every (or every earlier) one: q, k, v (N, T, K) → (N, T, K)."""
 
     def together(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        scores = _dot(q, k, (((2,), (2,)), ((0,), (0,))))  # (N, T, T)
+        scores = dot(q, k, (((2,), (2,)), ((0,), (0,))))  # (N, T, T)
         if causal:
             scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, MASKED)
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        return _dot(weights, v, (((2,), (1,)), ((0,), (0,)))) / total  # (N, T, K): fewer to divide than weights
+        return dot(weights, v, (((2,), (1,)), ((0,), (0,)))) / total  # (N, T, K): fewer to divide than weights
 
     def head_by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return lax.map(lambda head: _head(*head, causal), (q, k, v))
@@ -113,7 +106,7 @@ def _blocks(length: int, causal: bool) -> list[tuple[slice, int]]:
 
 def _scores(q: jax.Array, k: jax.Array, at: slice, keys: int, causal: bool) -> jax.Array:
     """Scores of a block of queries, `MASKED` where a key lies ahead."""
-    scores = _dot(q[at], k[:keys], (((1,), (1,)), ((), ())))
+    scores = dot(q[at], k[:keys], (((1,), (1,)), ((), ())))
     if not causal:
         return scores
     return jnp.where(jnp.arange(keys)[None] <= jnp.arange(at.start, at.stop)[:, None], scores, MASKED)
@@ -132,7 +125,7 @@ def _head_forward(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> tup
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        parts.append(_dot(weights, v[:keys], (((1,), (0,)), ((), ()))) / total)
+        parts.append(dot(weights, v[:keys], (((1,), (0,)), ((), ()))) / total)
         logs.append(top + jnp.log(total))
     y = jnp.concatenate(parts)
     return y, (q, k, v, y, jnp.concatenate(logs))
@@ -146,10 +139,10 @@ def _head_backward(
     dq, dk, dv = [], jnp.zeros_like(k), jnp.zeros_like(v)
     for at, keys in _blocks(len(q), causal):
         weights = jnp.exp(_scores(q, k, at, keys, causal) - logs[at])  # exactly 0 where masked
-        d_scores = weights * (_dot(gradient[at], v[:keys], (((1,), (1,)), ((), ()))) - shared[at])
-        dq.append(_dot(d_scores, k[:keys], (((1,), (0,)), ((), ()))))
-        dk = dk.at[:keys].add(_dot(d_scores, q[at], (((0,), (0,)), ((), ()))))
-        dv = dv.at[:keys].add(_dot(weights, gradient[at], (((0,), (0,)), ((), ()))))
+        d_scores = weights * (dot(gradient[at], v[:keys], (((1,), (1,)), ((), ()))) - shared[at])
+        dq.append(dot(d_scores, k[:keys], (((1,), (0,)), ((), ()))))
+        dk = dk.at[:keys].add(dot(d_scores, q[at], (((0,), (0,)), ((), ()))))
+        dv = dv.at[:keys].add(dot(weights, gradient[at], (((0,), (0,)), ((), ()))))
     return jnp.concatenate(dq), dk, dv
 
 
@@ -214,8 +207,8 @@ class Attention(nnx.Module):
         q, k, v = (part.reshape(rows * self.n_head, -1) for part in qkv.transpose(1, 0, 2, 3))
         keys = lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype)[:, None], slot, axis=1)
         values = lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype)[:, None], slot, axis=1)
-        scores = _dot(q, keys, (((1,), (2,)), ((0,), (0,)))) * (q.shape[-1] ** -0.5)  # (N, S)
-        y = _dot(_softmax(scores + bias), values, (((1,), (1,)), ((0,), (0,))))  # (N, K)
+        scores = dot(q, keys, (((1,), (2,)), ((0,), (0,)))) * (q.shape[-1] ** -0.5)  # (N, S)
+        y = dot(_softmax(scores + bias), values, (((1,), (1,)), ((0,), (0,))))  # (N, K)
         return self.c_proj(y.reshape(rows, width)), keys, values
 
 

@@ -24,8 +24,8 @@ NATIVE = (
     "codec.safetensors",
 )
 """Files of a converted model, all of them needed."""
-STAGES = ("text", "coarse", "fine")
-"""Stems of Suno's files: ``text_2.pt`` is large, ``text.pt`` small."""
+STAGES = {"text": "semantic", "coarse": "coarse", "fine": "fine"}
+"""Suno's name of a stage, which is the stem of its files (``text_2.pt`` is large, ``text.pt`` small), → its network."""
 TEXT_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"

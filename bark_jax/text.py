@@ -177,6 +177,11 @@ def encode(tokenizer: Tokenizer, config: SemanticConfig, text: str) -> np.ndarra
     return row
 
 
+def one_spaced(text: str) -> str:
+    """White space of any kind and length made one space, and none around the text; as `encode` does."""
+    return " ".join(text.split())
+
+
 def _clean(text: str) -> str:
     if not isinstance(text, str):
         raise TextError(f"The text is a {type(text).__name__}: it must be a str (for several texts, a list of str)")
@@ -186,7 +191,7 @@ def _clean(text: str) -> str:
             f"The text has a lone surrogate U+{ord(surrogate[0]):04X} at position {surrogate.start()}: half of a "
             "character, as left by a wrong decoding. Decode the source as UTF-8, or remove it"
         )
-    return re.sub(r"\s+", " ", text).strip()
+    return one_spaced(text)
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> Encoding:

@@ -8,13 +8,12 @@ is known and bounded, and every problem is a `VoiceError`. This file knows nothi
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import io
 import json
 import math
-import os
 import re
-import secrets
 import stat
 import struct
 import zipfile
@@ -27,6 +26,7 @@ import numpy as np
 
 from bark_jax import tokens
 from bark_jax.config import BarkConfig
+from bark_jax.files import replacing
 
 PARTS = ("semantic", "coarse", "fine")
 RANKS = {"semantic": 1, "coarse": 2, "fine": 2}
@@ -646,15 +646,6 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _write(files: dict[Path, bytes]) -> None:
     """Write files under other names beside their places, then move all of them in."""
-    moves = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for path in files}
-    try:
+    with contextlib.ExitStack() as stack:
         for path, data in files.items():
-            with open(moves[path], "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in moves.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in moves.values():
-            temporary.unlink(missing_ok=True)
+            stack.enter_context(replacing(path)).write_bytes(data)

@@ -7,14 +7,9 @@ of where they came from: other formats are the converter's (``convert/``).
 
 from __future__ import annotations
 
-import errno
-import glob
-import hashlib
+import contextlib
 import os
-import secrets
-import shutil
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from bark_jax import files
 from bark_jax.codec import Codec
 from bark_jax.config import BarkConfig
 from bark_jax.flat import Weights
@@ -52,9 +48,14 @@ def build(config: BarkConfig, network: str, *, seed: int = 0) -> Any:
     return kind(part, rngs=nnx.Rngs(seed))  # type: ignore[arg-type]
 
 
+def abstract(config: BarkConfig, network: str) -> Any:
+    """One network of `config` without memory: every leaf is a `jax.ShapeDtypeStruct` in float32."""
+    return nnx.eval_shape(lambda: build(config, network))
+
+
 def networks(config: BarkConfig) -> dict[str, Any]:
-    """The four networks of `config` without memory: every leaf is a `jax.ShapeDtypeStruct` in float32."""
-    return {name: nnx.eval_shape(lambda name=name: build(config, name)) for name in NETWORKS}
+    """The four networks of `config`, `abstract`, by name."""
+    return {name: abstract(config, name) for name in NETWORKS}
 
 
 def names(module: nnx.Module) -> dict[str, Any]:
@@ -63,9 +64,9 @@ def names(module: nnx.Module) -> dict[str, Any]:
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in flat}
 
 
-def fill(abstract: nnx.Module, tensors: Mapping[str, Any]) -> Any:
-    """The module of `abstract` over the given arrays; names must match exactly (`read` checks them first)."""
-    graph, state = nnx.split(abstract)
+def fill(module: nnx.Module, tensors: Mapping[str, Any]) -> Any:
+    """The module over the given arrays in place of its own; names must match exactly (`read` checks them first)."""
+    graph, state = nnx.split(module)
     flat = [(path, leaf.replace(tensors[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
@@ -78,9 +79,6 @@ def is_matrix(network: str, shape: tuple[int, ...]) -> bool:
 class Writer:
     """Context manager that writes a checkpoint folder: complete on success, absent after any error.
 
-    Files go into a hidden folder beside the target, which takes the target's name at the end. What a killed process
-    left behind is removed by the next writer of the same target.
-
     Raises:
       FileExistsError: the target exists and is not an empty folder.
       OSError: the disk is full or the place cannot be written to; the message names path and size.
@@ -89,23 +87,11 @@ class Writer:
     def __init__(self, folder: str | Path, config: BarkConfig, tokenizer_json: str):
         self.folder = Path(os.path.abspath(folder))
         self._config, self._tokenizer = config, tokenizer_json
-        # Named after machine and process, with a random end: others may be writing the same target, here or elsewhere.
-        host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-        self._prefix = f".{self.folder.name}.partial-{host}-"
-        self._temporary = self.folder.parent / f"{self._prefix}{os.getpid()}-{secrets.token_hex(4)}"
+        self._stack = contextlib.ExitStack()
         self._written: set[str] = set()
 
     def __enter__(self) -> Writer:
-        if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
-            raise FileExistsError(
-                errno.EEXIST, "is there already: choose another folder, or remove this one", str(self.folder)
-            )
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in self.folder.parent.glob(f"{glob.escape(self._prefix)}*"):
-            pid = stale.name.removeprefix(self._prefix).partition("-")[0]
-            if pid.isdigit() and not _alive(int(pid)):
-                shutil.rmtree(stale, ignore_errors=True)
-        self._temporary.mkdir()
+        self._temporary = self._stack.enter_context(files.new_folder(self.folder))
         return self
 
     def write(self, network: str, tensors: Mapping[str, np.ndarray]) -> int:
@@ -121,18 +107,15 @@ class Writer:
         return size
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        try:
-            if error is None:
-                missing = [name for name in NETWORKS if name not in self._written]
-                if missing:
-                    raise CheckpointError(f"{self.folder}: network(s) {', '.join(missing)} were never written")
-                (self._temporary / "tokenizer.json").write_text(self._tokenizer, "utf-8")
-                (self._temporary / "config.json").write_text(self._config.to_json(), "utf-8")
-                if self.folder.exists():
-                    self.folder.rmdir()
-                self._temporary.rename(self.folder)
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        if error is not None:
+            self._stack.__exit__(kind, error, traceback)
+            return
+        with self._stack:
+            missing = [name for name in NETWORKS if name not in self._written]
+            if missing:
+                raise CheckpointError(f"{self.folder}: network(s) {', '.join(missing)} were never written")
+            (self._temporary / "tokenizer.json").write_text(self._tokenizer, "utf-8")
+            (self._temporary / "config.json").write_text(self._config.to_json(), "utf-8")
 
 
 def is_native(folder: str | Path) -> bool:
@@ -179,24 +162,15 @@ def read(
     config = BarkConfig.load(folder / "config.json")
     problems: list[str] = []
     loaded: dict[str, Weights] = {}
-    for network, abstract in networks(config).items():
-        wanted = {name: leaf.shape for name, leaf in names(abstract).items()}
-        path = folder / f"{network}.safetensors"
-        try:
-            tensors = dict(_tensors(path, wanted, problems))
-        except (safetensors.SafetensorError, OSError) as error:
-            problems.append(f"{path.name} is damaged: {error}")
-            continue
+    for network, module in networks(config).items():
+        tensors = _tensors(folder / f"{network}.safetensors", module, problems)
         if problems:
             continue
         for name, tensor in tensors.items():
             low = is_matrix(network, tensor.shape)
             tensors[name] = jax.device_put(tensor.astype(DTYPES[dtype if low else "float32"], copy=False), device)
-        loaded[network] = Weights.of(fill(abstract, tensors))
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise CheckpointError(f"{folder} cannot be loaded:\n  {shown}{more}")
+        loaded[network] = Weights.of(fill(module, tensors))
+    refuse(problems, f"{folder} cannot be loaded")
     try:
         tokenizer_json = (folder / "tokenizer.json").read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -213,43 +187,43 @@ def read_network(path: str | Path, config: BarkConfig, network: str) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no {path}: the file of network {network} is needed")
-    wanted = {name: leaf.shape for name, leaf in names(networks(config)[network]).items()}
     problems: list[str] = []
-    found: dict[str, np.ndarray] = {}
-    try:
-        found = dict(_tensors(path, wanted, problems))
-    except (safetensors.SafetensorError, OSError) as error:
-        problems.append(f"it is damaged: {error}")
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise CheckpointError(f"{path} cannot be used:\n  {shown}{more}")
+    found = _tensors(path, abstract(config, network), problems)
+    refuse(problems, f"{path} cannot be used")
     return {name: tensor.astype(np.float32, copy=False) for name, tensor in found.items()}
 
 
-def _tensors(
-    path: Path, wanted: Mapping[str, tuple[int, ...]], problems: list[str]
-) -> Iterator[tuple[str, np.ndarray]]:
-    with safetensors.safe_open(path, framework="numpy") as file:
-        found = set(file.keys())
-        problems += [f"{path.name} lacks {name} {wanted[name]}" for name in wanted if name not in found]
-        problems += [f"{path.name} holds an unknown tensor {name}" for name in sorted(found - set(wanted))]
-        for name in wanted:
-            if name not in found:
-                continue
-            shape = tuple(file.get_slice(name).get_shape())
-            if shape != wanted[name]:
-                problems.append(f"{path.name}: {name} has shape {shape}, the config asks for {wanted[name]}")
-                continue
-            stored = file.get_slice(name).get_dtype()
-            if stored not in ("F32", "BF16", "F16"):
-                problems.append(f"{path.name}: {name} is {stored}: choose F32, BF16 or F16")
-                continue
-            tensor = file.get_tensor(name)
-            if all_finite(tensor):
-                yield name, tensor
-            else:
-                problems.append(f"{path.name}: {name} holds NaN or infinity")
+def _tensors(path: Path, module: nnx.Module, problems: list[str]) -> dict[str, np.ndarray]:
+    """The tensors of a network's file that fit the module; what is wrong with others is added to `problems`."""
+    wanted = {name: leaf.shape for name, leaf in names(module).items()}
+    tensors: dict[str, np.ndarray] = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            found = set(file.keys())
+            problems += [f"{path.name} lacks {name} {wanted[name]}" for name in wanted if name not in found]
+            problems += [f"{path.name} holds an unknown tensor {name}" for name in sorted(found - set(wanted))]
+            for name in wanted:
+                if name not in found:
+                    continue
+                shape, stored = tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype()
+                if shape != wanted[name]:
+                    problems.append(f"{path.name}: {name} has shape {shape}, the config asks for {wanted[name]}")
+                elif stored not in ("F32", "BF16", "F16"):
+                    problems.append(f"{path.name}: {name} is {stored}: choose F32, BF16 or F16")
+                elif all_finite(tensor := file.get_tensor(name)):
+                    tensors[name] = tensor
+                else:
+                    problems.append(f"{path.name}: {name} holds NaN or infinity")
+    except (safetensors.SafetensorError, OSError) as error:
+        problems.append(f"{path.name} is damaged: {error}")
+    return tensors
+
+
+def refuse(problems: Sequence[str], what: str) -> None:
+    """Raises `CheckpointError` if there are problems, with the first twenty of them, a line each."""
+    if problems:
+        more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise CheckpointError("\n  ".join([f"{what}:", *problems[:20], *more]))
 
 
 def all_finite(tensor: np.ndarray) -> bool:
@@ -258,13 +232,3 @@ def all_finite(tensor: np.ndarray) -> bool:
         return not bool(np.any((tensor.view(np.uint16) & 0x7F80) == 0x7F80))
     # A sum in float64 cannot overflow, and NaN or infinity always survives it.
     return bool(np.isfinite(np.sum(tensor, dtype=np.float64)))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

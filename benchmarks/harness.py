@@ -14,13 +14,15 @@ import os
 import platform
 import statistics
 import subprocess
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+
+from bark_jax.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -195,13 +197,24 @@ def write_json(path: Path, result: Mapping[str, Any]) -> Path:
     """Write a result, indented; complete or not at all. Raises `OSError` if the place cannot be written to."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as part:
+        part.write_text(text, "utf-8")
     return path
+
+
+def finish(result: Mapping[str, Any], table: str, out: str | None) -> int:
+    """End a command: print the table, write the JSON to `out` (see `results_path`), and print it as the last line.
+
+    Returns:
+      The exit status: 1 if `out` could not be written, which is said on stderr.
+    """
+    print(table)
+    failed = 0
+    if out:
+        try:
+            write_json(results_path(out), result)
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = 1
+    print(json.dumps(result, allow_nan=False), flush=True)
+    return failed

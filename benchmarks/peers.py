@@ -17,7 +17,6 @@ import functools
 import importlib
 import importlib.machinery
 import importlib.util
-import json
 import os
 import sys
 import tempfile
@@ -524,16 +523,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(report(result))
-    failed = 0
-    if options.out:
-        try:
-            harness.write_json(harness.results_path(options.out), result)
-        except OSError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed = 1
-    print(json.dumps(result, allow_nan=False), flush=True)
-    return failed
+    return harness.finish(result, report(result), options.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import gc
 import itertools
-import json
 import re
 import sys
 import tempfile
@@ -27,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from bark_jax.hub import STAGES
 from benchmarks import harness, peers  # peers: also leaves torch memory on a GPU
 
-STAGES = ("text", "coarse", "fine")
 MODES = ("lora", "full")
 """In the order they are measured: the peak of a GPU's memory only rises, and adapters need less."""
 RANK = 32
@@ -61,10 +60,9 @@ FIND_PEAK = 3
 def tensors(model: Any, stage: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights of a stage's network, by native name; norms are as new."""
     from bark_jax import weights
-    from bark_jax.train.examples import STAGES as NETWORKS
 
     rng = np.random.default_rng(seed)
-    shapes = weights.names(weights.networks(model)[NETWORKS[stage]])
+    shapes = weights.names(weights.abstract(model, STAGES[stage]))
     return {
         name: np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32)
         if len(leaf.shape) > 1
@@ -176,7 +174,6 @@ class Torch:
     def __init__(self, config: Any, model: Any, weights: Mapping[str, np.ndarray], device: Any, dtype: str):
         import torch
 
-        from bark_jax.train.examples import STAGES as NETWORKS
         from convert.export import source_tensors
 
         reference = peers.fixtures()[0].reference
@@ -189,7 +186,7 @@ class Torch:
         else:
             suno = reference("bark.model")
             net = suno.GPT(suno.GPTConfig(**sizes))
-        named = source_tensors(NETWORKS[self.stage], "suno", model, weights)
+        named = source_tensors(STAGES[self.stage], "suno", model, weights)
         missing, extra = net.load_state_dict({n: torch.from_numpy(np.array(x)) for n, x in named.items()}, strict=False)
         if extra or any(not name.startswith("lm_heads") and not name.endswith("attn.bias") for name in missing):
             raise RuntimeError(f"Suno's module does not fit: missing {missing}, extra {extra}")
@@ -683,16 +680,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(report(result))
-    failed = 0
-    if options.out:
-        try:
-            harness.write_json(harness.results_path(options.out), result)
-        except OSError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed = 1
-    print(json.dumps(result, allow_nan=False), flush=True)
-    return failed
+    return harness.finish(result, report(result), options.out)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ package and nowhere else; ``bark_jax`` imports it only when asked for weights th
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -151,3 +152,17 @@ def _need_torch() -> None:
             f"torch is {torch.__version__}: it must be 2.10 or newer, whose reader of untrusted files has no known "
             "holes (CVE-2025-32434, CVE-2026-24747)"
         )
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Call what a command line asks for and print what it gives; returns the exit code: 0 only if all is written."""
+    try:
+        report = command()
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    print(report)
+    return 0

@@ -9,9 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from convert import DTYPES, convert
-
-STAGES = ("text", "coarse", "fine")
+from bark_jax.hub import STAGES
+from convert import DTYPES, convert, run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = _parser().parse_args(argv)
     chosen = {stage: getattr(arguments, f"{stage}_size") or arguments.size for stage in STAGES}
-    try:
-        report = convert(
+    return run(
+        lambda: convert(
             arguments.src,
             arguments.dst,
             codec=arguments.codec,
@@ -46,14 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sizes={stage: size for stage, size in chosen.items() if size},
             verify=arguments.verify,
         )
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    print(report)
-    return 0
+    )
 
 
 if __name__ == "__main__":

@@ -11,19 +11,13 @@ adapters.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import errno
 import functools
-import glob
 import hashlib
 import json
 import math
 import os
 import re
-import secrets
-import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +28,10 @@ import numpy as np
 
 from bark_jax import text, weights
 from bark_jax.config import BarkConfig, CodecConfig, FineGPTConfig, GPTConfig
+from bark_jax.files import absent, new_folder, replacing
+from bark_jax.hub import STAGES
 from bark_jax.sampling import Sampling
-from convert import names
+from convert import names, run
 
 FORMATS = ("suno", "hf")
 SIZES = ("large", "small")
@@ -116,14 +112,11 @@ def export(
     problems = (_suno_problems if format == "suno" else _hf_problems)(model.config)
     if problems:
         raise ExportError("\n  ".join([f"{src} cannot be exported as {format}:", *problems]))
-    with _temporary(destination) as folder:
+    with new_folder(destination) as folder:
         notes = (
             _write_suno(model, folder, destination, size) if format == "suno" else _write_hf(model, folder, destination)
         )
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        if destination.exists():
-            destination.rmdir()
-        folder.rename(destination)
     parameters = {
         network: sum(math.prod(shape) for shape in model.shapes(network).values()) for network in weights.NETWORKS
     }
@@ -161,7 +154,7 @@ class _Model:
         self._replaced = replaced
 
     def shapes(self, network: str) -> dict[str, tuple[int, ...]]:
-        return _shapes(self.config)[network]
+        return _shapes(self.config, network)
 
     def read(self, network: str) -> dict[str, np.ndarray]:
         """The tensors of a network by name, checked against the config, in float32."""
@@ -171,14 +164,10 @@ class _Model:
         return weights.read_network(self.folder / f"{network}.safetensors", self.config, network)
 
 
-@functools.lru_cache(maxsize=4)
-def _shapes(config: BarkConfig) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Network → tensor name → shape. Kept, because it means tracing every constructor of the four networks."""
-    networks = weights.networks(config).items()
-    return {
-        network: {name: tuple(leaf.shape) for name, leaf in weights.names(module).items()}
-        for network, module in networks
-    }
+@functools.lru_cache(maxsize=16)
+def _shapes(config: BarkConfig, network: str) -> dict[str, tuple[int, ...]]:
+    """Tensor name → shape. Kept, because it means tracing every constructor of the network."""
+    return {name: tuple(leaf.shape) for name, leaf in weights.names(weights.abstract(config, network)).items()}
 
 
 def _checked(network: str, wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -195,14 +184,8 @@ def _checked(network: str, wanted: Mapping[str, tuple[int, ...]], given: Mapping
             problems.append(f"{network}: {name} holds NaN or infinity")
         else:
             tensors[name] = array.astype(np.float32, copy=False)
-    _stop(problems, "these tensors cannot be exported")
+    weights.refuse(problems, "these tensors cannot be exported")
     return tensors
-
-
-def _stop(problems: Sequence[str], what: str) -> None:
-    if problems:
-        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise weights.CheckpointError("\n  ".join([f"{what}:", *problems[:20], *more]))
 
 
 # ------------------------------------------------------------------------------------------------- tables, backwards
@@ -354,19 +337,19 @@ def suno_file(
       FileExistsError: `path` exists. `OSError` if it cannot be written.
       ModuleNotFoundError: torch is not installed.
     """
-    if stage not in names.STAGES:
-        raise ExportError(f"stage is {stage!r}: choose one of {', '.join(names.STAGES)}")
+    if stage not in STAGES:
+        raise ExportError(f"stage is {stage!r}: choose one of {', '.join(STAGES)}")
     _need_torch()
-    network = names.STAGES[stage]
+    network = STAGES[stage]
     problems = _suno_problems(config, networks=(network,))
     if problems:
         raise ExportError("\n  ".join([f"the {stage} network cannot be exported as suno:", *problems]))
     path = Path(os.path.abspath(path))
-    checked = _checked(network, _shapes(config)[network], tensors)
-    with _temporary(path) as folder:
-        size = _save_stage(stage, config, checked, folder / path.name, path, best_val_loss)
-        (folder / path.name).replace(path)
-    return size
+    checked = _checked(network, _shapes(config, network), tensors)
+    absent(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        return _save_stage(stage, config, checked, part, path, best_val_loss)
 
 
 def _need_torch() -> None:
@@ -378,7 +361,7 @@ def _need_torch() -> None:
         ) from None
 
 
-def _suno_problems(config: BarkConfig, networks: Sequence[str] = tuple(names.STAGES.values())) -> list[str]:
+def _suno_problems(config: BarkConfig, networks: Sequence[str] = tuple(STAGES.values())) -> list[str]:
     """Where a model differs from the constants of Suno's code (``bark/generation.py``), which no file can change."""
     problems = []
     for network in networks:
@@ -398,7 +381,7 @@ def _suno_problems(config: BarkConfig, networks: Sequence[str] = tuple(names.STA
 
 def _write_suno(model: _Model, folder: Path, destination: Path, size: str) -> list[str]:
     vocabulary = _vocabulary(model)
-    for stage, network in names.STAGES.items():
+    for stage, network in STAGES.items():
         name = f"{stage}.pt" if size == "small" else f"{stage}_2.pt"
         _save_stage(stage, model.config, model.read(network), folder / name, destination / name, math.nan)
     (folder / "vocab.txt").write_text(vocabulary, "utf-8", newline="\n")
@@ -431,7 +414,7 @@ def _save_stage(stage: str, config: BarkConfig, tensors: Tensors, path: Path, sh
     """Write a ``.pt`` file to `path`; errors name `shown`. Returns its size."""
     import torch
 
-    network = names.STAGES[stage]
+    network = STAGES[stage]
     part = getattr(config, network).network
     own = {name: tensor for name, tensor in tensors.items() if name != "lm_heads.weight"}
     state = _torch_tensors(source_tensors(network, "suno", config, own))
@@ -474,7 +457,8 @@ def _torch_save(content: Any, path: Path, shown: Path) -> int:
     import torch
 
     try:
-        torch.save(content, path)
+        with path.open("wb") as file:  # given a name, torch would write it into the file
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:  # its own writer reports a full disk as a RuntimeError
         state = content.get("model", content)
         size = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in state.values()}.values())
@@ -599,7 +583,7 @@ def _hf_config(config: BarkConfig) -> dict[str, Any]:
     tree: dict[str, Any] = {"architectures": ["BarkModel"], "model_type": "bark"}
     if config.fingerprint != "suno":
         tree[names.HF_FINGERPRINT] = config.fingerprint
-    for network in names.STAGES.values():
+    for network in STAGES.values():
         part = getattr(config, network).network
         keys = names.HF_GPT | (names.HF_FINE if network == "fine" else {})
         kind = names.HF_PREFIXES[network].removesuffix(".")
@@ -671,29 +655,6 @@ def _hf_tokenizer(model: _Model) -> tuple[dict[str, Any], list[str]]:
     return tree, notes
 
 
-# ------------------------------------------------------------------------------------------------ complete or absent
-
-
-@contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target`, gone afterwards whatever happens; what a killed export left there goes first."""
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(errno.EEXIST, "is there already: choose another name, or remove it", str(target))
-    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-    prefix = f".{target.name}.partial-{host}-"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
-        pid = stale.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not weights._alive(int(pid)):
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = target.parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 # ----------------------------------------------------------------------------------------------------- command line
 
 
@@ -711,16 +672,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 only if DST is complete."""
     arguments = _parser().parse_args(argv)
-    try:
-        report = export(arguments.src, arguments.dst, format=arguments.format, size=arguments.size, log=print)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    print(report)
-    return 0
+    return run(lambda: export(arguments.src, arguments.dst, format=arguments.format, size=arguments.size, log=print))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,6 @@ from typing import Any, NamedTuple
 from bark_jax.config import BarkConfig, CoarseConfig, CodecConfig, FineConfig, FineGPTConfig, GPTConfig, SemanticConfig
 from convert import ConversionError
 
-STAGES = {"text": "semantic", "coarse": "coarse", "fine": "fine"}
-"""Suno's name of a stage (and of its file) → the network it becomes."""
-
 HF_PREFIXES = {
     "semantic": "semantic.",
     "coarse": "coarse_acoustics.",

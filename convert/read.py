@@ -299,7 +299,7 @@ def find(
     if isinstance(src, str) and hub.is_hub_id(src) and not Path(src).is_dir():
         log(f"{src} is no folder here: asking the hub")
         if choice:
-            chosen = [f"{stage}.pt" if choice.get(stage) == "small" else f"{stage}_2.pt" for stage in names.STAGES]
+            chosen = [f"{stage}.pt" if choice.get(stage) == "small" else f"{stage}_2.pt" for stage in hub.STAGES]
             patterns = [*chosen, "encodec_24khz*.th", "vocab.txt", "tokenizer.json"]
     folder = hub.resolve(src, allow_patterns=patterns, local_files_only=local_files_only)
     if all((folder / f"{network}.safetensors").is_file() for network in names.HF_PREFIXES):
@@ -307,7 +307,7 @@ def find(
     codec_path = None if codec is None else _existing(codec, "the codec")
     tokenizer_path = None if tokenizer is None else _existing(tokenizer, "the tokenizer")
 
-    there = {stage: _suno_files(folder, stage) for stage in names.STAGES}
+    there = {stage: _suno_files(folder, stage) for stage in hub.STAGES}
     config_path = folder / "config.json"
     notes: list[str] = []
     weight_files: list[Path] = []
@@ -330,7 +330,7 @@ def find(
             networks.pop("codec")
     elif any(there.values()):
         for stage, path in _choose(folder, there, choice).items():
-            networks[names.STAGES[stage]] = Source("suno", (path,), inside="model")
+            networks[hub.STAGES[stage]] = Source("suno", (path,), inside="model")
     else:
         raise ConversionError(
             f"{folder} holds no Bark: it must have text, coarse and fine .pt files (text.pt or text_2.pt, ...), or "
@@ -365,11 +365,11 @@ def _listing(folder: Path) -> str:
 
 
 def _choice(sizes: str | Mapping[str, str] | None) -> dict[str, str]:
-    choice = dict.fromkeys(names.STAGES, sizes) if isinstance(sizes, str) else dict(sizes or {})
+    choice = dict.fromkeys(hub.STAGES, sizes) if isinstance(sizes, str) else dict(sizes or {})
     for stage, size in choice.items():
-        if stage not in names.STAGES or size not in ("small", "large"):
+        if stage not in hub.STAGES or size not in ("small", "large"):
             raise ConversionError(
-                f"size of {stage} is {size!r}: choose small or large for {', '.join(names.STAGES)}, or one for all"
+                f"size of {stage} is {size!r}: choose small or large for {', '.join(hub.STAGES)}, or one for all"
             )
     return choice
 
@@ -472,7 +472,7 @@ def model(found: Found) -> tuple[BarkConfig, dict[str, str | None]]:
         networks.update(names.hf_networks(hf, where))
         found.tie = hf["fine_acoustics_config"].get("tie_word_embeddings", True) is not False
     else:
-        for stage, network in names.STAGES.items():
+        for stage, network in hub.STAGES.items():
             path = found.networks[network].files[0]
             content = load_pickle(path)
             if not isinstance(content, dict) or "model" not in content or "model_args" not in content:

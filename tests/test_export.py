@@ -33,7 +33,7 @@ from tokenizers import models as tokenizer_models  # noqa: E402
 import bark_jax  # noqa: E402
 import checkpoints as C  # noqa: E402
 import models  # noqa: E402
-from bark_jax import text, tokens, weights  # noqa: E402
+from bark_jax import files, text, tokens, weights  # noqa: E402
 from bark_jax.config import BarkConfig, CodecConfig, suno  # noqa: E402
 from bark_jax.sampling import Sampling  # noqa: E402
 from convert import convert, transforms  # noqa: E402
@@ -613,7 +613,9 @@ class TestErrors:
         shutil.copytree(family, source)
         data = (source / "fine.safetensors").read_bytes()
         (source / "fine.safetensors").write_bytes(data[:-100])
-        with pytest.raises(weights.CheckpointError, match=r"fine\.safetensors cannot be used:\s+it is damaged"):
+        with pytest.raises(
+            weights.CheckpointError, match=r"fine\.safetensors cannot be used:\s+fine\.safetensors is damaged"
+        ):
             export(source, tmp_path / "out", format="hf")
         (source / "fine.safetensors").write_bytes(data)
         shutil.copy(source / "semantic.safetensors", source / "coarse.safetensors")
@@ -635,12 +637,13 @@ class TestErrors:
         gone.wait()
         target = tmp_path / "out"
         with monkeypatch.context() as patch:
-            patch.setattr(exporting.os, "getpid", lambda: gone.pid)
-            killed = exporting._temporary(target)
+            patch.setattr(files.os, "getpid", lambda: gone.pid)
+            killed = files.new_folder(target)
             left = killed.__enter__()
         (left / "half").write_text("a")
         assert not target.exists()
-        with exporting._temporary(target) as running:  # another export, still at work
+        # Another export, still at work, which then finds that it came too late.
+        with pytest.raises(FileExistsError, match="is there already"), files.new_folder(target) as running:
             export(family, target, format="hf")
             assert not left.exists() and running.exists()
         assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -19,8 +19,9 @@ import jax.numpy as jnp  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from bark_jax import config, linear, weights  # noqa: E402
+from bark_jax.hub import STAGES  # noqa: E402
 from bark_jax.train import examples, loss  # noqa: E402
-from bark_jax.train.examples import IGNORE, STAGES  # noqa: E402
+from bark_jax.train.examples import IGNORE  # noqa: E402
 from checkpoints import reference  # noqa: E402
 from convert.export import source_tensors  # noqa: E402
 from test_train_examples import row  # noqa: E402

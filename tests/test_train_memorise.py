@@ -22,9 +22,9 @@ import safetensors.numpy
 import models
 from bark_jax import Voice, bark, tokens, weights
 from bark_jax.flat import Weights
+from bark_jax.hub import STAGES
 from bark_jax.sampling import Sampling
 from bark_jax.train import TrainConfig, train, write
-from bark_jax.train.examples import STAGES
 
 CONFIG = models.config((2, 2, 64))
 LENGTHS = [1, 5, 32, 70, 33, 60, 90, 17]

@@ -26,7 +26,7 @@ from bark_jax import tokens
 from bark_jax.config import BarkConfig
 from bark_jax.train import examples
 from bark_jax.train.data import Corpus
-from bark_jax.train.examples import IGNORE, SHORTEST_S, Batch, Example, Options, Row
+from bark_jax.train.examples import IGNORE, Batch, Example, Options, Row, shortest
 
 DEFAULT = Options()
 PADDING = -1
@@ -34,11 +34,6 @@ PADDING = -1
 
 
 # --- histories --------------------------------------------------------------------------------------------------------
-
-
-def shortest(config: BarkConfig) -> int:
-    """Least semantic ids of a clip that may serve as history (53 for Bark)."""
-    return math.ceil(SHORTEST_S * config.semantic.rate_hz)
 
 
 def cut(config: BarkConfig, row: Row, at: int) -> tuple[Row, Row]:

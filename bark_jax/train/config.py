@@ -69,15 +69,14 @@ import os
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bark_jax.adapters import TARGETS
 from bark_jax.config import ConfigError
 from bark_jax.hub import STAGES
-
-TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""Linears of a block that may get an adapter."""
 
 MAX_BATCH = 65_536
 """Most rows of an update; a number beyond it is a slip of the hand."""
@@ -299,11 +298,7 @@ class TrainConfig:
     @classmethod
     def from_toml(cls, text: str, *, source: str = "the settings") -> TrainConfig:
         """Parse TOML. Raises `ConfigError`: not TOML, a key that is unknown or missing, or a wrong value."""
-        try:
-            tree = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise ConfigError(f"{source} is not valid TOML: {error}") from None
-        return cls.from_tree(tree, source=source)
+        return cls.from_tree(_parse(text, source), source=source)
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], *, source: str = "the settings") -> TrainConfig:
@@ -321,19 +316,51 @@ class TrainConfig:
             raise ConfigError(f"{source}: {error}") from None
 
     @classmethod
-    def load(cls, path: str | Path) -> TrainConfig:
-        """Read a TOML file; see `from_toml`. Relative paths in it count from the current folder.
+    def load(cls, path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
+        """Read a TOML file. Relative paths in it count from the current folder.
+
+        Args:
+          changes: "KEY=VALUE" each, which take the place of what the file says: VALUE is TOML, or a word without
+            quotes; KEY may be "lora.rank".
 
         Raises:
-          ConfigError: it is not a valid config.
+          ConfigError: it is not TOML, a change is not of that form, a key is unknown or missing, or a value is wrong.
           OSError: it cannot be read.
         """
         path = Path(path)
         try:
-            text = path.read_text("utf-8")
+            tree = _parse(path.read_text("utf-8"), str(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"There is no {path}: the settings of a run are a TOML file") from None
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
-        return cls.from_toml(text, source=str(path))
+            raise ConfigError(f"{path} is not UTF-8 text, as TOML is: {error}") from None
+        for change in changes:
+            _change(tree, change)
+        return cls.from_tree(tree, source=" ".join([str(path), *(f"--set {change}" for change in changes)]))
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from None
+
+
+def _change(tree: dict[str, Any], change: str) -> None:
+    """Apply "KEY=VALUE" to settings as TOML gives them."""
+    key, sign, value = change.partition("=")
+    if not sign or not all(key.split(".")):
+        raise ConfigError(f"--set is {change!r}: it must be KEY=VALUE, such as steps=1000 or data='[\"rows\"]'")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word is a string
+    *path, last = key.split(".")
+    for name in path:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set is {change!r}: {name} is a setting, and has no {last}")
+    tree[last] = parsed
 
 
 class _Need:

@@ -31,10 +31,7 @@ import glob
 import hashlib
 import itertools
 import json
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,11 +43,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from bark_jax import files, tokens
 from bark_jax import text as texts
-from bark_jax import tokens
 from bark_jax.config import BarkConfig
+from bark_jax.hub import STAGES
 from bark_jax.text import TextError
-from bark_jax.train.examples import STAGES, Row
+from bark_jax.train.examples import Row
 from bark_jax.voice import Voice
 
 SPLITS = ("train", "validation")
@@ -423,7 +421,7 @@ class _Batch:
         config, tokenizer = self.rules.config.semantic, self.rules.tokenizer
         assert tokenizer is not None
         self.texts = self._strings("text")
-        clean = [" ".join((text or "").split()) for text in self.texts]
+        clean = [texts.one_spaced(text or "") for text in self.texts]
         encoded = [one.ids for one in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
         self.text_lengths = np.array([len(ids) for ids in encoded], np.int64)
         flat = np.array([k for ids in encoded for k in ids], np.int64)
@@ -638,25 +636,17 @@ def write(path: str | Path, rows: Iterable[Mapping[str, Any]], *, shard_rows: in
     single = path.suffix == ".parquet"
     if not single and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists: rows go into a new or empty folder, or a file that ends in .parquet")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    (path.parent if single else temporary).mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     checked, names = _check_rows(rows), []
-    try:
+    with (files.replacing if single else files.new_folder)(path) as temporary:
         while shard := list(itertools.islice(checked, None if single else shard_rows)):
             columns = ([row[name] for row in shard] for name in SCHEMA.names)
             table = pa.table([pa.array(c, kind) for c, kind in zip(columns, SCHEMA.types, strict=True)], SCHEMA)
             names.append(f"{len(names):05d}.parquet")
             with (temporary if single else temporary / names[-1]).open("xb") as file:
                 pq.write_table(table, file, row_group_size=_ROWS, compression="zstd", write_page_checksum=True)
-                file.flush()
-                os.fsync(file.fileno())
         if not names:
             raise DataError(f"There are no rows to write to {path}")
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
     return [path] if single else [path / name for name in names]
 
 

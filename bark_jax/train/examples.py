@@ -24,9 +24,6 @@ import numpy as np
 from bark_jax import coarse, fine, semantic, tokens
 from bark_jax.config import BarkConfig
 
-STAGES = {"text": "semantic", "coarse": "coarse", "fine": "fine"}
-"""Stages as users name them → the networks of a checkpoint."""
-
 IGNORE = -1
 """Target of a position that is not trained."""
 
@@ -129,10 +126,15 @@ def example(
     return fine_example(config, row, past, int(rng.integers(n_windows)), int(rng.choice(codebooks)), beyond)
 
 
+def shortest(config: BarkConfig) -> int:
+    """Least semantic ids of a clip that may serve as history (53 for Bark)."""
+    return math.ceil(SHORTEST_S * config.semantic.rate_hz)
+
+
 def shorten(config: BarkConfig, history: Row, rng: np.random.Generator) -> Row | None:
     """The end of a clip, of random length; None for a clip too short to be a history."""
     n = len(history.semantic)
-    least = math.ceil(SHORTEST_S * config.semantic.rate_hz)
+    least = shortest(config)
     if n < least:
         return None
     kept = int(rng.integers(least, n + 1))

@@ -19,11 +19,12 @@ from typing import Any
 
 from bark_jax import adapters, assemble, library, text
 from bark_jax.config import BarkConfig, ConfigError
+from bark_jax.files import replacing
+from bark_jax.hub import STAGES
 from bark_jax.train import data as rows
 from bark_jax.train.config import LoRA, TrainConfig
-from bark_jax.train.examples import STAGES
 from bark_jax.train.loop import Result, train
-from bark_jax.train.runs import RunError, replacing
+from bark_jax.train.runs import RunError
 
 STEPS = {"coarse": 500, "fine": 200, "text": 200}
 """Updates of 16 rows for a speaker of 5 to 30 minutes. The coarse stage carries most of a voice; the text stage gets
@@ -91,7 +92,7 @@ def finetune(
         tree: dict[str, Any] = {"steps": STEPS[stage] if steps is None else steps, "lora": lora, **settings}
         plans[stage] = TrainConfig(stage=stage, model=str(folder), data=tuple(data), out=str(out / stage), **tree)
     tokenizer = text.load_tokenizer(folder / "tokenizer.json", config.semantic) if "text" in chosen else None
-    for stage in chosen:
+    for stage in chosen[1:]:  # that of the first is checked when it is trained
         rows.read(data, config, stage, tokenizer=tokenizer)
     record = _Record.of(out, str(folder.resolve()), "all weights" if lora is None else "adapters")
 

@@ -43,11 +43,12 @@ from jax.sharding import PartitionSpec as P
 
 from bark_jax import adapters, library, text, weights
 from bark_jax.config import BarkConfig, ConfigError
+from bark_jax.hub import STAGES
 from bark_jax.linear import Dropout
 from bark_jax.train import data, lora, loss
 from bark_jax.train.batches import Batches, Validation
 from bark_jax.train.config import TrainConfig
-from bark_jax.train.examples import STAGES, Batch, Options
+from bark_jax.train.examples import Batch, Options
 from bark_jax.train.runs import Run, write_tensors
 
 Tensors = dict[str, jax.Array]
@@ -112,7 +113,7 @@ class Recipe:
     """What the compiled functions are made for: a stage, a network, and how to compute.
 
     Attributes:
-      network: the module without memory (`weights.networks`, or with adapters), whose names the tensors have.
+      network: the module without memory (`weights.abstract`, or with adapters), whose names the tensors have.
       dtype: of the computation, "float32" or "bfloat16".
       mesh: one axis "data"; rows are divided over it, and everything else is on each of its devices.
     """
@@ -280,7 +281,7 @@ class Trainer:
         self.config, self.model, self.network = config, model, STAGES[config.stage]
         mesh = Mesh(np.array(devices), ("data",))
         self._everywhere, self._rows = NamedSharding(mesh, P()), NamedSharding(mesh, ROWS)
-        abstract = _abstract(model, self.network)
+        abstract = weights.abstract(model, self.network)
         if config.lora is None:
             chosen = trained_names(config, list(tensors))
         else:
@@ -376,11 +377,6 @@ class Trainer:
         }
         if self.config.lora is not None:  # the product is made without them
             self.still = {}
-
-
-def _abstract(model: BarkConfig, network: str) -> Any:
-    """A network of `model` without memory, as `weights.networks` gives all four."""
-    return nnx.eval_shape(lambda: weights.build(model, network))
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -486,31 +482,23 @@ def _prepare(config: TrainConfig, run: Run) -> _Plan:
     options = Options(
         coarse_targets=config.coarse_loss, max_coarse_history=config.coarse_history, codebooks=config.codebooks
     )
+    how: dict[str, Any] = {
+        "batch": config.batch,
+        "history_share": config.history_share,
+        "bucket": config.bucket,
+        "options": options,
+    }
     batches = Batches(
         model,
         config.stage,
         corpus,
         rows,
-        batch=config.batch,
         seed=config.seed,
-        history_share=config.history_share,
         rehearsal=None if others is None else (others, others.split("train")),
         rehearsal_share=0.0 if others is None else config.rehearsal_share,
-        bucket=config.bucket,
-        options=options,
+        **how,
     )
-    validation = None
-    if len(checked):
-        validation = Validation(
-            model,
-            config.stage,
-            corpus,
-            checked,
-            batch=config.batch,
-            history_share=config.history_share,
-            bucket=config.bucket,
-            options=options,
-        )
+    validation = Validation(model, config.stage, corpus, checked, **how) if len(checked) else None
 
     tensors = source.tensors()
     trainer = Trainer(config, model, tensors)

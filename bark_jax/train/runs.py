@@ -36,6 +36,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from bark_jax.files import replacing
 from bark_jax.train.config import TrainConfig
 
 try:
@@ -345,27 +346,6 @@ class Run:
             axes.legend()
         with replacing(self.folder / PLOT) as part:
             figure.savefig(part, format="png", dpi=120)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path` to write to; it takes the name `path` at the end, and is gone after an error.
-
-    Raises:
-      OSError: of the writing, naming `path`.
-    """
-    part = path.parent / f".{path.name}.part"
-    try:
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
