@@ -19,11 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from bark_jax.attention import MASKED, attend, heads, thirds
 from bark_jax.config import FineGPTConfig, GPTConfig
 from bark_jax.linear import Dropout, Linear, dot, matmul
-
-MASKED = -1e30
-"""Added to the score of a slot that must not be seen; finite, so that a row with nothing to see stays a number."""
 
 
 class KVCache(NamedTuple):
@@ -54,6 +52,31 @@ class Embedding(nnx.Module):
         return self.weight[...][ids].astype(jnp.float32)
 
 
+@jax.custom_vjp
+def _normalise(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Layer norm over the last axis without a bias. The gradient keeps x and two numbers per position."""
+    return _normalise_forward(x, weight)[0]
+
+
+def _normalise_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    centred = x - mean
+    inverse = lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-5)
+    return centred * inverse * weight, (x, mean, inverse, weight)
+
+
+def _normalise_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, mean, inverse, weight = kept
+    unit = (x - mean) * inverse
+    inner = gradient * weight
+    along = jnp.mean(inner * unit, axis=-1, keepdims=True)
+    dx = inverse * (inner - jnp.mean(inner, axis=-1, keepdims=True) - unit * along)
+    return dx, jnp.sum(gradient * unit, axis=tuple(range(x.ndim - 1)))
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis, epsilon 1e-5 (torch's, and Suno's explicit value), with an optional bias."""
 
@@ -62,9 +85,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        y = centred * lax.rsqrt(variance + 1e-5) * self.weight[...].astype(jnp.float32)
+        y = _normalise(x, self.weight[...].astype(jnp.float32))
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
@@ -73,80 +94,19 @@ def _softmax(scores: jax.Array) -> jax.Array:
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Attention of every position to every (or every earlier) one: q, k, v (N, T, K) → (N, T, K)."""
-
-    def together(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        scores = dot(q, k, (((2,), (2,)), ((0,), (0,))))  # (N, T, T)
-        if causal:
-            scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, MASKED)
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        return dot(weights, v, (((2,), (1,)), ((0,), (0,)))) / total  # (N, T, K): fewer to divide than weights
-
-    def head_by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return lax.map(lambda head: _head(*head, causal), (q, k, v))
-
-    q = q * (q.shape[-1] ** -0.5)
-
-    # On CPUs the scores of one head stay in the cache: half the time of all heads at once, at 1,024 positions.
-    return lax.platform_dependent(q, k, v, cpu=head_by_head, default=together)
+@jax.custom_vjp
+def _gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, in torch's form: XLA's own (with erfc) takes 2.5 times as long on CPUs."""
+    return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
-QUERIES = 128
-"""Queries of a block in `_head`: at 1,024 positions their scores are half a megabyte, which fits a core's cache."""
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    x = lax.optimization_barrier(x)  # or XLA keeps the forward pass's erf, as large as x, from there to here
+    density = jnp.exp(-0.5 * jnp.square(x)) * (2 * jnp.pi) ** -0.5
+    return (gradient * (0.5 * (1 + lax.erf(x * 0.5**0.5)) + x * density),)
 
 
-def _blocks(length: int, causal: bool) -> list[tuple[slice, int]]:
-    """The blocks of queries, and how many keys each can see: with a causal mask half of all scores are never made."""
-    size = QUERIES if causal else 2 * QUERIES
-    starts = range(0, length, size)
-    return [(slice(i, min(i + size, length)), min(i + size, length) if causal else length) for i in starts]
-
-
-def _scores(q: jax.Array, k: jax.Array, at: slice, keys: int, causal: bool) -> jax.Array:
-    """Scores of a block of queries, `MASKED` where a key lies ahead."""
-    scores = dot(q[at], k[:keys], (((1,), (1,)), ((), ())))
-    if not causal:
-        return scores
-    return jnp.where(jnp.arange(keys)[None] <= jnp.arange(at.start, at.stop)[:, None], scores, MASKED)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _head(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
-    """One head, block by block: q, k, v (T, K) → (T, K). Its gradient makes the scores again, and keeps none."""
-    return _head_forward(q, k, v, causal)[0]
-
-
-def _head_forward(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    parts, logs = [], []
-    for at, keys in _blocks(len(q), causal):
-        scores = _scores(q, k, at, keys, causal)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        parts.append(dot(weights, v[:keys], (((1,), (0,)), ((), ()))) / total)
-        logs.append(top + jnp.log(total))
-    y = jnp.concatenate(parts)
-    return y, (q, k, v, y, jnp.concatenate(logs))
-
-
-def _head_backward(
-    causal: bool, kept: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q, k, v, y, logs = kept
-    shared = jnp.sum(gradient * y, axis=-1, keepdims=True)
-    dq, dk, dv = [], jnp.zeros_like(k), jnp.zeros_like(v)
-    for at, keys in _blocks(len(q), causal):
-        weights = jnp.exp(_scores(q, k, at, keys, causal) - logs[at])  # exactly 0 where masked
-        d_scores = weights * (dot(gradient[at], v[:keys], (((1,), (1,)), ((), ()))) - shared[at])
-        dq.append(dot(d_scores, k[:keys], (((1,), (0,)), ((), ()))))
-        dk = dk.at[:keys].add(dot(d_scores, q[at], (((0,), (0,)), ((), ()))))
-        dv = dv.at[:keys].add(dot(weights, gradient[at], (((0,), (0,)), ((), ()))))
-    return jnp.concatenate(dq), dk, dv
-
-
-_head.defvjp(_head_forward, _head_backward)
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
 def _at(dropout: Dropout | None, place: int) -> Dropout | None:
@@ -157,16 +117,17 @@ REMAT = ("none", "block")
 """What a training step keeps for its gradient: all activations, or only the input of each block."""
 
 
-def _one(block: Any, causal: bool, dropout: Dropout | None, x: jax.Array) -> jax.Array:
-    return block.whole(x, causal=causal, dropout=dropout)[0]
+def _one(block: Any, causal: bool, dropout: Dropout | None, start: int, x: jax.Array) -> jax.Array:
+    return block.whole(x, causal=causal, dropout=dropout, start=start)[0]
 
 
-def _run(blocks: Any, x: jax.Array, *, causal: bool, dropout: Dropout | None, remat: str) -> jax.Array:
-    """All blocks on x (B, T, D), positions added; `remat` is one of `REMAT`."""
+def _run(blocks: Any, x: jax.Array, *, causal: bool, dropout: Dropout | None, remat: str, start: int = 0) -> jax.Array:
+    """All blocks on x (B, T, D), positions added → positions `start` on; `remat` is one of `REMAT`."""
     if dropout is not None:
         x = dropout.at(len(blocks))(x)
     for i, block in enumerate(blocks):
-        one = partial(_one, block, causal, _at(dropout, i))
+        last = i == len(blocks) - 1  # what is asked of it alone decides what it computes
+        one = partial(_one, block, causal, _at(dropout, i), start if last else 0)
         with jax.named_scope(f"block_{i}"):
             x = jax.checkpoint(one)(x) if remat == "block" else one(x)  # type: ignore[arg-type]
     return x
@@ -181,22 +142,13 @@ class Attention(nnx.Module):
         self.c_proj = Linear(width, width, bias=bias, std=std_out, rngs=rngs)
 
     def whole(
-        self, x: jax.Array, *, causal: bool, dropout: Dropout | None = None
+        self, x: jax.Array, *, causal: bool, dropout: Dropout | None = None, start: int = 0
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Attend within x (B, T, D); also returns keys and values (N, T, K)."""
-        rows, length, width = x.shape
-        # Not three slices of one array: their gradients would be padded and added, those of a split are concatenated.
-        parts = lax.split(self.c_attn(x, _at(dropout, 0)), (width,) * 3, axis=2)
-        q, k, v = (self._heads(part) for part in parts)
-        y = _attend(q, k, v, causal=causal)
-        y = y.reshape(rows, self.n_head, length, -1).transpose(0, 2, 1, 3).reshape(rows, length, width)
+        """Attend within x (B, T, D) → (B, T - start, D), of positions `start` on; keys and values (N, T, K) of all."""
+        qkv = self.c_attn(x, _at(dropout, 0))
+        y = attend(qkv, self.n_head, causal)[:, start:]
+        _, k, v = (heads(part, self.n_head) for part in thirds(qkv))
         return self.c_proj(y, _at(dropout, 1)), k, v
-
-    def _heads(self, x: jax.Array) -> jax.Array:
-        """(B, T, D) → (N, T, K)."""
-        rows, length, width = x.shape
-        x = x.reshape(rows, length, self.n_head, width // self.n_head).transpose(0, 2, 1, 3)
-        return x.reshape(rows * self.n_head, length, -1)
 
     def step(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, slot: jax.Array, bias: jax.Array
@@ -220,9 +172,7 @@ class MLP(nnx.Module):
         self.c_proj = Linear(4 * width, width, bias=bias, std=std_out, rngs=rngs)
 
     def __call__(self, x: jax.Array, dropout: Dropout | None = None) -> jax.Array:
-        h = self.c_fc(x, _at(dropout, 2))
-        # torch's form of the exact GELU; XLA's own (with erfc) takes 2.5 times as long on CPUs.
-        return self.c_proj(0.5 * h * (1 + lax.erf(h * 0.5**0.5)), _at(dropout, 3))
+        return self.c_proj(_gelu(self.c_fc(x, _at(dropout, 2))), _at(dropout, 3))
 
 
 class Block(nnx.Module):
@@ -236,10 +186,10 @@ class Block(nnx.Module):
         self.mlp = MLP(width, bias=bias, std_out=std_out, rngs=rngs)
 
     def whole(
-        self, x: jax.Array, *, causal: bool, dropout: Dropout | None = None
+        self, x: jax.Array, *, causal: bool, dropout: Dropout | None = None, start: int = 0
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        y, k, v = self.attn.whole(self.ln_1(x), causal=causal, dropout=dropout)
-        x = x + (y if dropout is None else dropout.at(4)(y))
+        y, k, v = self.attn.whole(self.ln_1(x), causal=causal, dropout=dropout, start=start)
+        x = x[:, start:] + (y if dropout is None else dropout.at(4)(y))
         y = self.mlp(self.ln_2(x), dropout)
         return x + (y if dropout is None else dropout.at(5)(y)), k, v
 
@@ -269,10 +219,13 @@ class CausalGPT(nnx.Module):
         """Token embeddings, positions not yet added: ids (...) int32 → (..., D)."""
         return self.wte(ids)
 
-    def hidden(self, x: jax.Array, *, dropout: Dropout | None = None, remat: str = "none") -> jax.Array:
-        """Every position at once: embeddings x (B, T, D) at positions 0 .. T-1 → normalised states (B, T, D)."""
+    def hidden(self, x: jax.Array, *, start: int = 0, dropout: Dropout | None = None, remat: str = "none") -> jax.Array:
+        """Every position at once: embeddings x (B, T, D) at positions 0 .. T-1 → normalised states (B, T - start, D).
+
+        Only positions `start` on are returned, and what the last block would do for the others alone is not computed.
+        """
         x = x + self.wpe(jnp.arange(x.shape[1]))
-        return self.ln_f(_run(self.blocks, x, causal=True, dropout=dropout, remat=remat))
+        return self.ln_f(_run(self.blocks, x, causal=True, dropout=dropout, remat=remat, start=start))
 
     def logits(self, x: jax.Array, start: int = 0, end: int | None = None) -> jax.Array:
         """Head rows start .. end-1 on normalised states (..., D) → (..., end - start)."""

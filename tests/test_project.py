@@ -182,7 +182,7 @@ class TestMetadata:
 def test_imports_go_down_only() -> None:
     """What CONTRIBUTING.md draws: no module imports one above itself."""
     layers = [
-        {"config", "files", "flat", "linear", "tokens"},
+        {"attention", "config", "files", "flat", "linear", "tokens"},
         {"gpt", "codec", "sampling", "text", "audio"},
         {"voice"},
         {"semantic", "coarse", "fine", "hub", "speech", "progress"},

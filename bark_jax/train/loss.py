@@ -52,7 +52,7 @@ def _text(
     n = config.text_length
     x = network.embed(batch.inputs[:, 0])
     x = x.at[:, :n].add(network.embed(batch.inputs[:, 1, :n]))
-    hidden = network.hidden(x, dropout=dropout, remat=remat)[:, n:]
+    hidden = network.hidden(x, start=n, dropout=dropout, remat=remat)
     targets = batch.targets[:, n:]
     head = network.lm_head.weight[...]
     end = config.pad_token
@@ -68,7 +68,7 @@ def _coarse(
     config: CoarseConfig, network: CausalGPT, batch: Batch, dropout: Dropout | None, remat: str
 ) -> tuple[jax.Array, jax.Array]:
     n = config.semantic_length
-    hidden = network.hidden(network.embed(batch.inputs), dropout=dropout, remat=remat)[:, n:]
+    hidden = network.hidden(network.embed(batch.inputs), start=n, dropout=dropout, remat=remat)
     targets = batch.targets[:, n:]
     size = config.codebook_size
     logits = network.logits(hidden, config.code_offset, config.code_offset + config.n_codebooks * size)
