@@ -722,7 +722,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_made(make: Any,
     shutil.copytree(place / "model", tmp_path / "model")
     path = tmp_path / "model" / "coarse.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(weights.CheckpointError, match=r"coarse\.safetensors cannot be used:\n  coarse.safetensors is dam"):
+    with pytest.raises(weights.CheckpointError, match=r"cannot be used:\n  coarse\.safetensors is damaged"):
         loop.train(make(model=str(tmp_path / "model")), progress=False)
     path.unlink()
     with pytest.raises(weights.CheckpointError, match=r"has no coarse\.safetensors, which stage coarse needs"):

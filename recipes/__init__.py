@@ -1,0 +1,1 @@
+"""Worked examples, and how the bundled model is made."""

@@ -1,0 +1,372 @@
+"""Step 1, the corpus: ``python -m recipes.bark_nano.corpus plan|speak|check|record``. About 16 h, in many voices.
+
+    plan    who says what: WORK/plan.jsonl. A pure function of its options; nothing is spoken.
+    speak   every clip of the plan that is not there yet: WORK/audio/ID.flac, 24 kHz, mono, 16 bits
+    check   whisper-base listens to what was spoken: WORK/heard.jsonl, errors and seconds of each clip
+    record  real recordings at 24 kHz: WORK/recordings/train and test
+
+Each can be stopped and started again. `clips` gives what the later steps use: the clips of the plan that whisper
+understood, and real recordings besides (`recordings`), which have no use for a text. What is held out is decided in the
+plan, before anything is trained: sentences that no clip of the training set says, and voices that say nothing in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import random
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bark_jax.files import replacing
+from recipes.bark_nano import sentences
+from recipes.bark_nano.teachers import KOKORO_JS, SAMPLE_RATE, Hibari, Kokoro, Reader, Style, voices
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+WORK = Path("bark-nano-work")
+
+HELD_OUT = ("af_sarah", "bm_george")
+"""Named voices that are never trained on, in no mix either."""
+UNUSABLE = ("af_nicole", "am_santa", "em_santa", "pm_santa")
+"""One whispers; the others are caricatures."""
+N_HELD_OUT_MIXES, N_HELD_OUT_SENTENCES = 10, 200
+
+SECONDS_PER_CHARACTER, SECONDS_AROUND = 0.062, 0.5
+"""Of a clip, measured on both teachers; only to plan how many clips make an hour."""
+DURATION_S = (1.0, 12.0)
+"""Shorter and longer clips are not used."""
+MAX_WER = 0.15
+"""Of whisper-base on a clip; beyond it the clip is not used."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A line of the plan."""
+
+    id: str
+    """"VOICE/NUMBER"; also the name of the audio file."""
+    voice: str
+    teacher: str
+    """"hibari" or "kokoro"."""
+    split: str
+    """"train", "validation" (a voice and words of the training set, but not this clip), or "heldout"."""
+    text: str
+    british: bool
+    speed: float
+    seed: int
+    colour: dict[str, float]
+    """Weights of Kokoro's voices, see `Style`; empty for hibari."""
+    melody: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Somebody who speaks in the corpus."""
+
+    name: str
+    style: Style
+    british: bool
+    speed: float
+    heldout: bool = False
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def speakers(n: int, names: Sequence[str]) -> list[Speaker]:
+    """`n` speakers to train on, and those held out: Kokoro's English voices, and mixes.
+
+    A mix takes its colour from two or three voices of any language, and its melody from one or two English ones, all of
+    one sex. So mixes are as unlike each other as Kokoro's voices are, and read English as its English voices do.
+
+    Args:
+      names: of Kokoro's voices: language, sex, underscore, name.
+    """
+    rng = random.Random("speakers")
+    usable = [name for name in names if name not in UNUSABLE and name not in HELD_OUT]
+    english = [name for name in usable if name[0] in "ab"]
+    found = [Speaker(name, Style({name: 1.0}, {name: 1.0}), name[0] == "b", 1.0) for name in english]
+    found += [Speaker(name, Style({name: 1.0}, {name: 1.0}), name[0] == "b", 1.0, heldout=True) for name in HELD_OUT]
+    n_mixes = n - len(english)
+    if n_mixes < 0:
+        raise ValueError(f"{n} speakers are asked for: there are {len(english)} voices that are no mixes")
+    for i in range(n_mixes + N_HELD_OUT_MIXES):
+        sex = "fm"[i % 2]
+        colour = rng.sample([name for name in usable if name[1] == sex], rng.choice((2, 3)))
+        melody = rng.sample([name for name in english if name[1] == sex], rng.choice((1, 2)))
+        heldout = i >= n_mixes
+        found.append(
+            Speaker(
+                f"{'heldout' if heldout else 'mix'}_{sex}{(i - n_mixes if heldout else i) // 2:02d}",
+                Style(_weights(rng, colour), _weights(rng, melody)),
+                sum(name[0] == "b" for name in melody) * 2 > len(melody),
+                round(rng.uniform(0.9, 1.15), 2),
+                heldout,
+            )
+        )
+    return found
+
+
+def _weights(rng: random.Random, names: Sequence[str]) -> dict[str, float]:
+    drawn = [rng.uniform(0.2, 1.0) for _ in names]
+    return {name: round(x / sum(drawn), 3) for name, x in zip(names, drawn, strict=True)}
+
+
+def plan(transcripts: Path, names: Sequence[str], *, bulk_hours: float, n_speakers: int, minutes: float) -> list[Clip]:
+    """All clips, in the order in which they are spoken: bulk and speakers mixed, so that a part of it is a corpus too.
+
+    Args:
+      transcripts: LJSpeech's, see `sentences.transcripts`.
+      names: of Kokoro's voices.
+      bulk_hours: of hibari.
+      n_speakers, minutes: of Kokoro, besides those held out, and of each.
+    """
+    rng = random.Random("plan")
+    books = list(sentences.transcripts(transcripts))
+    rng.shuffle(books)
+    talk = sentences.everyday()
+    heldout = sentences.take(N_HELD_OUT_SENTENCES // 2, talk, set())
+    heldout += books[: N_HELD_OUT_SENTENCES // 2]
+    books = [text for text in books[N_HELD_OUT_SENTENCES // 2 :] if text not in heldout]
+    used = set(heldout)
+
+    def texts(seconds: float) -> Iterator[str]:
+        """Different sentences that take so long, half of that time from each source."""
+        left = {"talk": seconds / 2, "books": seconds / 2}
+        while left:
+            kind = max(left, key=lambda k: left[k])
+            if kind == "talk":
+                (text,) = sentences.take(1, talk, used)
+                used.add(text)
+            else:
+                if not books:
+                    books.extend(reading)
+                    rng.shuffle(books)
+                text = books.pop()
+            left[kind] -= SECONDS_PER_CHARACTER * len(text) + SECONDS_AROUND
+            yield text
+            left = {k: v for k, v in left.items() if v > 0}
+
+    reading = list(books)
+    clips: list[Clip] = []
+
+    def add(speaker: Speaker, teacher: str, lines: Iterable[str], split: str | None = None) -> None:
+        for i, text in enumerate(lines):
+            clips.append(
+                Clip(
+                    id=f"{speaker.name}/{i:04d}",
+                    voice=speaker.name,
+                    teacher=teacher,
+                    split=split or ("validation" if rng.random() < 0.01 else "train"),
+                    text=text,
+                    british=speaker.british,
+                    speed=round(speaker.speed * rng.uniform(0.95, 1.05), 3),
+                    seed=len(clips),
+                    colour=dict(speaker.style.colour),
+                    melody=dict(speaker.style.melody),
+                )
+            )
+
+    for speaker in speakers(n_speakers, names):
+        if speaker.heldout:  # ten sentences that all of them say, five of their own
+            own = rng.sample(heldout[10:], 5)
+            add(speaker, "kokoro", [*heldout[:5], *heldout[-5:], *own], "heldout")
+        else:
+            add(speaker, "kokoro", texts(60 * minutes))
+    add(Speaker("hibari", Style({}, {}), False, 1.0), "hibari", texts(3600 * bulk_hours))
+    rng.shuffle(clips)
+    return clips
+
+
+# --- speak ------------------------------------------------------------------------------------------------------------
+
+_teachers: dict[str, Any] = {}
+
+
+def _begin(assets: Path) -> None:
+    _teachers.update(reader=Reader(), hibari=Hibari(), kokoro=Kokoro(assets))
+
+
+def _speak(job: tuple[Clip, Path]) -> float:
+    import soundfile
+
+    clip, path = job
+    phonemes = _teachers["reader"](clip.text, british=clip.british)
+    if clip.teacher == "hibari":
+        audio = _teachers["hibari"](phonemes, speed=clip.speed, seed=clip.seed)
+    else:
+        audio = _teachers["kokoro"](phonemes, Style(clip.colour, clip.melody), speed=clip.speed)
+    audio = trim(audio)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        soundfile.write(part, np.clip(audio, -1, 1), SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+    return len(audio) / SAMPLE_RATE
+
+
+def trim(audio: np.ndarray, *, keep_s: float = 0.1, floor: float = 0.01) -> np.ndarray:
+    """Without the silence at the ends, but for `keep_s` of it; `floor` is the amplitude that counts as sound."""
+    loud = np.flatnonzero(np.abs(audio) > floor)
+    if len(loud) == 0:
+        return audio
+    keep = int(keep_s * SAMPLE_RATE)
+    return audio[max(0, loud[0] - keep) : loud[-1] + keep]
+
+
+def speak(work: Path, assets: Path, *, workers: int) -> None:
+    """Speak what is not there yet."""
+    jobs = [(clip, audio_path(work, clip.id)) for clip in read_plan(work)]
+    jobs = [(clip, path) for clip, path in jobs if not path.is_file()]
+    started, seconds = time.monotonic(), 0.0
+    with multiprocessing.get_context("spawn").Pool(workers, _begin, (assets,)) as pool:
+        for i, length in enumerate(pool.imap_unordered(_speak, jobs, chunksize=4), 1):
+            seconds += length
+            if i % 100 == 0 or i == len(jobs):
+                speed = seconds / (time.monotonic() - started)
+                print(f"{i:,} of {len(jobs):,} clips, {seconds / 3600:.2f} h, {speed:.1f} x real time", flush=True)
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def check(work: Path, whisper: Any) -> None:
+    """Let whisper listen to what it has not heard yet.
+
+    Args:
+      whisper: `listen.Whisper`.
+    """
+    from recipes.bark_nano import listen
+
+    path = work / "heard.jsonl"
+    heard = {row["id"] for row in _rows(path)}
+    waiting = [clip for clip in read_plan(work) if clip.id not in heard and audio_path(work, clip.id).is_file()]
+    with path.open("a", encoding="utf-8") as file:
+        for done, batch in enumerate(listen.packs(waiting, lambda clip: audio_path(work, clip.id)), 1):
+            for clip, seconds, errors, words in whisper.compare(batch):
+                row = {"id": clip.id, "seconds": round(seconds, 3), "errors": errors, "words": words}
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+            if done % 50 == 0:
+                print(f"{done} packs of half a minute", flush=True)
+
+
+# --- record -----------------------------------------------------------------------------------------------------------
+
+
+def record(work: Path, shared: Path) -> None:
+    """Bring the real recordings to the rate of the corpus."""
+    import soundfile
+
+    from bark_jax import audio
+
+    for split, paths in recordings(shared).items():
+        for path in paths:
+            made = work / "recordings" / split / f"{path.stem}.flac"
+            if not made.is_file():
+                made.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(made) as part:
+                    samples = np.clip(audio.read(path, SAMPLE_RATE), -1, 1)
+                    soundfile.write(part, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+        print(f"{split}: {len(paths)} recordings")
+
+
+# --- what later steps take --------------------------------------------------------------------------------------------
+
+
+def audio_path(work: Path, id: str) -> Path:
+    return work / "audio" / f"{id}.flac"
+
+
+def read_plan(work: Path) -> list[Clip]:
+    path = work / "plan.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: run `python -m recipes.bark_nano.corpus plan` first")
+    return [Clip(**row) for row in _rows(path)]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of JSON; one that a killed process left half-written is passed over."""
+    if path.is_file():
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def good(work: Path) -> dict[str, Clip]:
+    """The clips of the plan that are spoken and understood, by id."""
+    fine = {
+        row["id"]
+        for row in _rows(work / "heard.jsonl")
+        if DURATION_S[0] <= row["seconds"] <= DURATION_S[1] and row["errors"] <= MAX_WER * row["words"]
+    }
+    return {clip.id: clip for clip in read_plan(work) if clip.id in fine}
+
+
+def recordings(shared: Path = SHARED) -> dict[str, list[Path]]:
+    """Real speech: "train" (251 speakers of LibriSpeech, 30 clips of LJSpeech) and "test" (10 other speakers)."""
+    libri = shared / "librispeech"
+    return {
+        "train": sorted((libri / "train").glob("*.ogg")) + sorted((shared / "ljspeech").glob("*.flac"))[:30],
+        "test": sorted((libri / "test").glob("*.flac")),
+    }
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.corpus", description="Make the corpus.")
+    parser.add_argument("--work", type=Path, default=WORK, help=f"folder of everything that is made ({WORK})")
+    parser.add_argument("--assets", type=Path, help=f"folder with {KOKORO_JS}; default: WORK/assets")
+    commands = parser.add_subparsers(dest="command", required=True)
+    planning = commands.add_parser("plan", help="decide who says what")
+    planning.add_argument("--transcripts", type=Path, default=SHARED / "ljspeech" / "transcripts.tsv")
+    planning.add_argument("--bulk-hours", type=float, default=8.0, help="of hibari (8)")
+    planning.add_argument("--speakers", type=int, default=170, help="of Kokoro, besides 12 held out (170)")
+    planning.add_argument("--minutes", type=float, default=2.8, help="of each of them (2.8)")
+    speaking = commands.add_parser("speak", help="make the audio")
+    speaking.add_argument("--workers", type=int, default=2, help="processes (2)")
+    commands.add_parser("check", help="let whisper listen")
+    recording = commands.add_parser("record", help="bring real recordings to 24 kHz")
+    recording.add_argument("--shared", type=Path, default=SHARED, help="folder with librispeech/ and ljspeech/")
+    options = parser.parse_args(argv)
+    work: Path = options.work
+    assets: Path = options.assets or work / "assets"
+    try:
+        if options.command == "plan":
+            clips = plan(
+                options.transcripts,
+                list(voices(assets)),
+                bulk_hours=options.bulk_hours,
+                n_speakers=options.speakers,
+                minutes=options.minutes,
+            )
+            work.mkdir(parents=True, exist_ok=True)
+            with replacing(work / "plan.jsonl") as part:
+                part.write_text("".join(json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips), "utf-8")
+            print(f"{len(clips):,} clips of {len({clip.voice for clip in clips})} voices")
+        elif options.command == "speak":
+            speak(work, assets, workers=options.workers)
+        elif options.command == "record":
+            record(work, options.shared)
+        else:
+            from recipes.bark_nano import listen
+
+            check(work, listen.Whisper(assets))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

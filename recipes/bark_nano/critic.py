@@ -1,0 +1,119 @@
+"""What judges the codec while it is trained: spectral distances, and networks that learn to tell speech from its copy.
+
+The distance is DAC's multi-scale mel distance; the critics are EnCodec's multi-scale STFT discriminator (arXiv
+2210.13438, section 3.4) in a smaller size, with least-squares losses and feature matching. Speaking needs none of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from recipes.bark_nano.spectra import log_mel, stft
+
+MELS = ((64, 8), (128, 16), (256, 32), (512, 64), (1024, 96), (2048, 128))
+"""Window and number of mel bands of each scale; hops are a quarter of the window."""
+
+
+def mel_distance(a: jax.Array, b: jax.Array, sample_rate: int) -> jax.Array:
+    """Mean absolute difference of log mel spectra of (B, N) and (B, N), averaged over `MELS`."""
+    # Both in one product, and the margins as loud as the rest.
+    both = jnp.pad(jnp.concatenate([a, b]), ((0, 0), (512, 512)))
+    total = jnp.zeros(())
+    for size, n_mels in MELS:
+        x, y = jnp.split(log_mel(both, size, size // 4, n_mels, sample_rate), 2)
+        total += jnp.mean(jnp.abs(x - y))
+    return total / len(MELS)
+
+
+class NormConv(nnx.Module):
+    """2-D convolution (time, frequency) with weight norm: direction (KT, KF, in, out) and size (out,)."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: tuple[int, int],
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        self.stride, self.dilation = stride, dilation
+        shape = (*kernel, n_in, n_out)
+        self.direction = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
+        self.size = nnx.Param(jnp.full((n_out,), 1.4, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        direction = self.direction[...]
+        weight = direction * (self.size[...] * lax.rsqrt(jnp.sum(jnp.square(direction), axis=(0, 1, 2)) + 1e-12))
+        kt, kf = weight.shape[:2]
+        y = lax.conv_general_dilated(
+            x,
+            weight,
+            window_strides=(1, self.stride),
+            padding=((self.dilation * (kt // 2),) * 2, (kf // 2,) * 2),
+            rhs_dilation=(self.dilation, 1),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...]
+
+
+class STFTCritic(nnx.Module):
+    """A spectrogram → a map of marks, 1 for speech and 0 for a copy, and what its layers saw."""
+
+    def __init__(self, window: int, filters: int, *, rngs: nnx.Rngs):
+        self.window = window
+        self.convs = nnx.List(
+            [
+                NormConv(2, filters, (3, 9), rngs=rngs),
+                *(NormConv(filters, filters, (3, 9), stride=2, dilation=2**i, rngs=rngs) for i in range(3)),
+                NormConv(filters, filters, (3, 3), rngs=rngs),
+            ]
+        )
+        self.out = NormConv(filters, 1, (3, 3), rngs=rngs)
+
+    def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        x = jnp.stack(stft(audio, self.window, self.window // 4), axis=-1)
+        seen = []
+        for conv in self.convs:
+            x = jax.nn.leaky_relu(conv(x), 0.2)
+            seen.append(x)
+        return self.out(x)[..., 0], seen
+
+
+class Critics(nnx.Module):
+    """One critic for each window."""
+
+    def __init__(self, windows: tuple[int, ...], filters: int, *, rngs: nnx.Rngs):
+        self.critics = nnx.List(STFTCritic(window, filters, rngs=rngs) for window in windows)
+
+    def __call__(self, audio: jax.Array) -> list[tuple[jax.Array, list[jax.Array]]]:
+        return [critic(audio) for critic in self.critics]
+
+
+def critic_loss(critics: Any, real: jax.Array, copy: jax.Array) -> jax.Array:
+    """What the critics minimise: marks 1 for `real` (B, N), 0 for `copy`."""
+    total = jnp.zeros(())
+    for marks, _ in critics(jnp.concatenate([real, copy])):
+        good, bad = jnp.split(marks, 2)
+        total += jnp.mean(jnp.square(1 - good)) + jnp.mean(jnp.square(bad))
+    return total / len(critics.critics)
+
+
+def copy_losses(critics: Any, real: jax.Array, copy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the codec minimises: distance of the copy's marks from 1, and of what the critics see in both."""
+    marks_loss, matching = jnp.zeros(()), jnp.zeros(())
+    for marks, seen in critics(jnp.concatenate([real, copy])):
+        _, bad = jnp.split(marks, 2)
+        marks_loss += jnp.mean(jnp.square(1 - bad))
+        for layer in seen:
+            a, b = jnp.split(layer, 2)
+            a = lax.stop_gradient(a)
+            matching += jnp.mean(jnp.abs(a - b)) / (jnp.mean(jnp.abs(a)) + 1e-6) / len(seen)
+    return marks_loss / len(critics.critics), matching / len(critics.critics)

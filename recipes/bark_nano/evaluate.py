@@ -1,0 +1,204 @@
+"""How good each part is: ``python -m recipes.bark_nano.evaluate codec``. A table, and one line of JSON at the end.
+
+``WORK/evaluation/codec`` keeps what the figures are made of: ``clips.jsonl``, a line per clip and coder, and the audio.
+Clips are of voices that nothing was trained on: the held-out voices of the corpus, and LibriSpeech's test speakers.
+STOI and PESQ (wide band) compare with the source at 16 kHz. Opus, at two rates, stands beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from bark_jax import codec as codecs
+from bark_jax import weights
+from bark_jax.audio import read
+from bark_jax.codec import Codec
+from bark_jax.files import replacing
+from recipes.bark_nano import corpus
+from recipes.bark_nano.train_codec import CONFIG
+
+RATE = CONFIG.sample_rate
+JUDGED_RATE = 16_000
+OPUS = {"opus 8 kbit/s": 1.0, "opus 20 kbit/s": 0.95}
+"""libsndfile's compression level of each rate, measured on speech."""
+MAX_S = 12.0
+"""Of a clip; the rest of a longer one is not judged."""
+
+
+def load_codec(path: Path) -> Codec:
+    """The codec of a ``codec.safetensors``."""
+    import jax.numpy as jnp
+
+    module = nnx.eval_shape(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))
+    return weights.fill(module, {n: jnp.asarray(x, jnp.float32) for n, x in safetensors.numpy.load_file(path).items()})
+
+
+def clips(work: Path, n_voices: int, n_real: int) -> list[tuple[str, str | None, Path]]:
+    """(name, text if it is known, file): of each held-out voice as many as of the others, and of each test speaker."""
+    held = [clip for clip in corpus.read_plan(work) if clip.split == "heldout"]
+    held = [clip for clip in held if corpus.audio_path(work, clip.id).is_file()]
+    said = sorted(held, key=lambda clip: (clip.id.rsplit("/", 1)[1], clip.voice))[:n_voices]
+    real = sorted((work / "recordings" / "test").glob("*.flac"), key=lambda path: (path.stem.rsplit("-", 1)[1], path))
+    out: list[tuple[str, str | None, Path]] = [(c.id, c.text, corpus.audio_path(work, c.id)) for c in said]
+    return out + [(f"librispeech/{path.stem}", None, path) for path in real[:n_real]]
+
+
+def scores(source: np.ndarray, copy: np.ndarray) -> dict[str, float]:
+    """STOI and PESQ of a copy, both (samples,) at `JUDGED_RATE`."""
+    from pesq import PesqError, pesq
+    from pystoi import stoi
+
+    n = min(len(source), len(copy))
+    source, copy = source[:n], copy[:n]
+    try:
+        quality = float(pesq(JUDGED_RATE, source, copy, "wb"))
+    except PesqError:
+        quality = float("nan")
+    return {"stoi": float(stoi(source, copy, JUDGED_RATE)), "pesq": quality}
+
+
+def _opus(audio: np.ndarray, level: float) -> np.ndarray:
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, RATE, format="OGG", subtype="OPUS", compression_level=level)
+    buffer.seek(0)
+    return soundfile.read(buffer, dtype="float32")[0]
+
+
+def _resample(audio: np.ndarray) -> np.ndarray:
+    import soxr
+
+    return soxr.resample(audio, RATE, JUDGED_RATE)
+
+
+def judge(work: Path, codec: Codec, *, n_voices: int, n_real: int) -> tuple[list[dict[str, Any]], np.ndarray, float]:
+    """Rows of all clips and coders, how often each code was used (Q, K), and how many times real time decoding is."""
+    folder = work / "evaluation" / "codec"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    used = np.zeros((CONFIG.n_codebooks, CONFIG.codebook_size), np.int64)
+    decoded = spent = 0.0
+    for name, text, path in clips(work, n_voices, n_real):
+        audio = read(path, RATE)[: int(MAX_S * RATE)]
+        codes = np.asarray(codecs.encode(codec, audio))
+        for table, row in zip(used, codes, strict=True):
+            table += np.bincount(row, minlength=len(table))
+        codecs.decode(codec, codes)  # compiled, if it is the first
+        began = time.perf_counter()
+        eight = np.asarray(codecs.decode(codec, codes))
+        spent += time.perf_counter() - began
+        decoded += len(eight) / RATE
+        made: dict[str, np.ndarray] = {"8 codebooks": eight, "2 codebooks": np.asarray(codecs.decode(codec, codes[:2]))}
+        made |= {label: _opus(audio, level) for label, level in OPUS.items()}
+        source = _resample(audio)
+        for label, copy in made.items():
+            copy = copy[: len(audio)]
+            row = {"clip": name, "coder": label, "seconds": round(len(audio) / RATE, 3), "text": text}
+            rows.append(row | {key: round(value, 4) for key, value in scores(source, _resample(copy)).items()})
+            _keep(folder / label.replace(" ", "-").replace("/", "-") / f"{name.replace('/', '_')}.flac", copy)
+        _keep(folder / "source" / f"{name.replace('/', '_')}.flac", audio)
+    with replacing(folder / "clips.jsonl") as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return rows, used, decoded / spent
+
+
+def _keep(path: Path, audio: np.ndarray) -> None:
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.clip(audio, -1, 1), RATE, subtype="PCM_16")
+
+
+def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any, coder: str) -> float:
+    """whisper's word error rate on the copies of a coder, or on the sources ("source"), where the text is known."""
+    from types import SimpleNamespace
+
+    from recipes.bark_nano import listen
+
+    texts = {row["clip"]: row["text"] for row in rows if row["text"]}
+    folder = work / "evaluation" / "codec" / coder.replace(" ", "-").replace("/", "-")
+    items = [SimpleNamespace(text=text, path=folder / f"{c.replace('/', '_')}.flac") for c, text in texts.items()]
+    wrong = total = 0
+    for pack in listen.packs(items, lambda item: item.path):
+        for _, _, errors, words in whisper.compare(pack):
+            wrong, total = wrong + errors, total + words
+    return wrong / max(total, 1)
+
+
+def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_real: int, wer: bool) -> dict[str, Any]:
+    """All figures of the codec."""
+    rows, used, speed = judge(work, load_codec(path), n_voices=n_voices, n_real=n_real)
+
+    def mean(coder: str, key: str, keep: Callable[[str], bool] = lambda name: True) -> float:
+        values = [row[key] for row in rows if row["coder"] == coder and keep(row["clip"])]
+        return float(np.nanmean(values)) if values else float("nan")
+
+    print(f"{'':16}{'STOI':>8}{'PESQ':>8}   of held-out voices    of LibriSpeech's")
+    for coder in ("8 codebooks", "2 codebooks", *OPUS):
+        both = [mean(coder, key) for key in ("stoi", "pesq")]
+        ours = [mean(coder, key, lambda name: not name.startswith("libri")) for key in ("stoi", "pesq")]
+        real = [mean(coder, key, lambda name: name.startswith("libri")) for key in ("stoi", "pesq")]
+        print(f"{coder:16}{both[0]:8.3f}{both[1]:8.2f}{ours[0]:14.3f}{ours[1]:8.2f}{real[0]:14.3f}{real[1]:8.2f}")
+    share = used / used.sum(axis=1, keepdims=True)
+    perplexity = np.exp(-np.sum(share * np.log(np.maximum(share, 1e-12)), axis=1))
+    usage = np.mean(used > 0, axis=1)
+    print("codes used     ", " ".join(f"{x:7.1%}" for x in usage))
+    print("perplexity     ", " ".join(f"{x:7.0f}" for x in perplexity))
+    result: dict[str, Any] = {
+        "stoi8": mean("8 codebooks", "stoi"),
+        "pesq8": mean("8 codebooks", "pesq"),
+        "stoi2": mean("2 codebooks", "stoi"),
+        "usage_min": float(usage.min()),
+        "codec_mb": sum(x.size for x in safetensors.numpy.load_file(path).values()) * 2 / 1e6,
+        "decode_xrt": speed,
+    }
+    if wer:
+        from recipes.bark_nano import listen
+
+        whisper = listen.Whisper(assets)
+        source, copy = (word_errors(work, rows, whisper, coder) for coder in ("source", "8 codebooks"))
+        print(f"word errors      {source:.1%} of the source, {copy:.1%} of the copy")
+        result["wer_delta"] = 100 * (copy - source)
+    print(f"weights          {result['codec_mb']:.1f} MB as bfloat16; decoding {speed:.0f} x real time")
+    return {key: round(value, 4) for key, value in result.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.evaluate", description="Measure what was made.")
+    parser.add_argument("part", choices=("codec",))
+    parser.add_argument("--work", type=Path, default=corpus.WORK)
+    parser.add_argument("--assets", type=Path, help="default: WORK/assets")
+    parser.add_argument("--voices", type=int, default=60, help="clips of held-out voices (60)")
+    parser.add_argument("--real", type=int, default=40, help="clips of LibriSpeech's test speakers (40)")
+    parser.add_argument("--no-wer", action="store_true", help="do not let whisper listen")
+    options = parser.parse_args(argv)
+    try:
+        result = evaluate_codec(
+            options.work,
+            options.assets or options.work / "assets",
+            options.work / "codec" / "codec.safetensors",
+            n_voices=options.voices,
+            n_real=options.real,
+            wer=not options.no_wer,
+        )
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Spectra of batches of audio, as products with a Fourier basis: differentiable, and fast on every backend.
+
+For windows of up to 2,048 samples a product costs about what an FFT does on a CPU, and its gradient is another product.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.lru_cache(maxsize=32)
+def _basis(size: int) -> np.ndarray:
+    """(size, 2 · (size / 2 + 1)): a Hann window times cosines and sines, scaled so that noise of variance 1 gives 1."""
+    n = np.arange(size)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * n / size)
+    phase = 2 * np.pi * np.outer(n, np.arange(size // 2 + 1)) / size
+    basis = np.concatenate([np.cos(phase), np.sin(phase)], axis=1) * window[:, None]
+    return (basis / np.sqrt(np.sum(window**2))).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=32)
+def mel_filters(size: int, n_mels: int, sample_rate: int) -> np.ndarray:
+    """(size / 2 + 1, n_mels): triangles of area 1 on the Slaney mel scale, 0 Hz to half the rate."""
+
+    def to_hz(mel: np.ndarray) -> np.ndarray:
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
+
+    top = 15 + 27 * np.log(sample_rate / 2000) / np.log(6.4)
+    edges = to_hz(np.linspace(0, top, n_mels + 2))
+    bins = np.linspace(0, sample_rate / 2, size // 2 + 1)[:, None]
+    rise = (bins - edges[:-2]) / np.diff(edges)[:-1]
+    fall = (edges[2:] - bins) / np.diff(edges)[1:]
+    triangles = np.maximum(0, np.minimum(rise, fall))
+    return (triangles / np.maximum(triangles.sum(axis=0), 1e-8)).astype(np.float32)
+
+
+def stft(audio: jax.Array, size: int, hop: int) -> tuple[jax.Array, jax.Array]:
+    """(B, N) → real and imaginary parts (B, 1 + (N - size) // hop, size / 2 + 1); no padding."""
+    count = 1 + (audio.shape[1] - size) // hop
+    if size % hop:
+        raise ValueError(f"hop is {hop}: it must divide the window, {size}")
+    # Frames as size / hop shifted views of blocks of `hop`: no gather, and the gradient is a sum of slices.
+    blocks = audio[:, : (count - 1 + size // hop) * hop].reshape(len(audio), -1, hop)
+    basis = jnp.asarray(_basis(size)).reshape(size // hop, hop, -1)
+    parts = [
+        jnp.einsum("bth,hf->btf", blocks[:, i : i + count], basis[i], precision="highest") for i in range(size // hop)
+    ]
+    real, imaginary = jnp.split(sum(parts), 2, axis=-1)
+    return real, imaginary
+
+
+def log_mel(audio: jax.Array, size: int, hop: int, n_mels: int, sample_rate: int) -> jax.Array:
+    """(B, N) → (B, frames, n_mels): natural logarithms of magnitudes, not below that of 1e-5."""
+    real, imaginary = stft(audio, size, hop)
+    magnitude = jnp.sqrt(jnp.square(real) + jnp.square(imaginary) + 1e-12)
+    return jnp.log(jnp.maximum(magnitude @ jnp.asarray(mel_filters(size, n_mels, sample_rate)), 1e-5))

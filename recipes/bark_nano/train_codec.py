@@ -1,0 +1,471 @@
+"""Step 2, the codec: ``python -m recipes.bark_nano.train_codec``. Trains `bark_jax.codec` with `CONFIG`; goes on when
+it is started again, and can be stopped at any time.
+
+    crops of speech ─▶ encoder ─▶ residual quantizer ─▶ decoder ─▶ mel distance, critics
+
+Three phases: without the quantizer, until the encoder's vectors are worth quantizing; with it; with critics besides.
+The codebooks are running means of the vectors they stand for (EnCodec's EMA), codes that nothing falls to are given a
+vector of the batch, and some rows use a few codebooks only, so that the first ones carry the most.
+
+``WORK/codec`` holds checkpoints and ``metrics.jsonl``; ``--export`` writes ``WORK/codec/codec.safetensors``, which any
+checkpoint folder with this config loads, from the running mean of the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax import lax
+
+from bark_jax import weights
+from bark_jax.codec import Codec
+from bark_jax.config import CodecConfig
+from recipes.bark_nano import corpus
+from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, mel_distance
+
+CONFIG = CodecConfig(n_filters=16)
+"""A quarter of the weights of EnCodec's: 3.7 million, and 1 million in the codebooks."""
+
+BOOKS = "quantizer.codebooks"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run; kept with it, and compared when it goes on."""
+
+    batch: int = 16
+    seconds: float = 1.0
+    """Of a crop."""
+    steps: int = 40_000
+    quantize_from: int = 1_000
+    critics_from: int = 20_000
+    learning_rate: float = 6e-4
+    warmup: int = 500
+    last_rate: float = 0.05
+    """Share of the learning rate at the end of the cosine."""
+    critic_rate: float = 2e-4
+    critic_windows: tuple[int, ...] = (2048, 1024, 512)
+    critic_filters: int = 8
+    mel: float = 15.0
+    wave: float = 3.0
+    commit: float = 0.25
+    marks: float = 1.0
+    matching: float = 2.0
+    all_books: float = 0.5
+    """Share of the rows that use all codebooks; the others use 1 to all of them, the first two as often as the rest."""
+    decay: float = 0.99
+    """Of the running means of the codebooks."""
+    average: float = 0.999
+    """Of the weights that are exported."""
+    real_share: float = 0.3
+    """Of the crops: recordings of people."""
+    seed: int = 0
+
+
+class Books(NamedTuple):
+    """Codebooks as running means. Q codebooks, K codes, D numbers."""
+
+    counts: jax.Array
+    """(Q, K) vectors that fell to a code in a step."""
+    sums: jax.Array
+    """(Q, K, D) their sum."""
+
+    @property
+    def vectors(self) -> jax.Array:
+        return self.sums / self.counts[..., None]
+
+
+class State(NamedTuple):
+    """All that a step changes."""
+
+    params: dict[str, jax.Array]
+    """Encoder and decoder, by name."""
+    average: dict[str, jax.Array]
+    books: Books
+    optimizer: Any
+    critics: dict[str, jax.Array]
+    critic_optimizer: Any
+
+
+# --- the quantizer in training ----------------------------------------------------------------------------------------
+
+
+class Quantized(NamedTuple):
+    vectors: jax.Array
+    """(B, F, D), with the gradient of the unquantized ones."""
+    commit: jax.Array
+    """Mean squared distance of what each codebook was given to what it gave."""
+    counts: jax.Array
+    """(Q, K) of this batch."""
+    sums: jax.Array
+    """(Q, K, D)."""
+    left: jax.Array
+    """(Q, B · F, D) what each codebook was given."""
+
+
+def quantize(x: jax.Array, vectors: jax.Array, active: jax.Array) -> Quantized:
+    """Residual quantization of x (B, F, D), row b with its first `active[b]` codebooks (Q, K, D)."""
+    rows, frames, width = x.shape
+    left, total = x, jnp.zeros_like(x)
+    commit = jnp.zeros(())
+    counts, sums, given = [], [], []
+    for i, table in enumerate(vectors):
+        flat = lax.stop_gradient(left).reshape(-1, width)
+        distance = jnp.sum(jnp.square(table), axis=-1) - 2 * jnp.dot(flat, table.T, precision="highest")
+        codes = jnp.argmin(distance, axis=-1)
+        on = jnp.repeat(i < active, frames)
+        counts.append(jax.ops.segment_sum(on.astype(jnp.float32), codes, table.shape[0]))
+        sums.append(jax.ops.segment_sum(flat * on[:, None], codes, table.shape[0]))
+        given.append(flat)
+        near = lax.stop_gradient(table)[codes].reshape(x.shape) * on.reshape(rows, frames, 1)
+        commit += jnp.sum(jnp.square(left - near) * on.reshape(rows, frames, 1)) / x.size
+        total += near
+        left = left - near
+    out = x + lax.stop_gradient(total - x)
+    return Quantized(out, commit, jnp.stack(counts), jnp.stack(sums), jnp.stack(given))
+
+
+def update(books: Books, seen: Quantized, decay: float, key: jax.Array) -> Books:
+    """The running means after a batch; a code that is hardly used gets a vector of the batch."""
+    counts = decay * books.counts + (1 - decay) * seen.counts
+    sums = decay * books.sums + (1 - decay) * seen.sums
+    usual = jnp.mean(counts, axis=1, keepdims=True)
+    dead = counts < 0.03 * usual
+    picks = jax.random.randint(key, counts.shape, 0, seen.left.shape[1])
+    fresh = jnp.take_along_axis(seen.left, picks[..., None], axis=1)
+    start = jnp.broadcast_to(0.5 * usual, counts.shape)
+    counts = jnp.where(dead, start, counts)
+    return Books(jnp.maximum(counts, 1e-6), jnp.where(dead[..., None], fresh * start[..., None], sums))
+
+
+def first_books(x: np.ndarray, config: CodecConfig, *, rounds: int = 8, seed: int = 0) -> Books:
+    """k-means of vectors (N, D), codebook after codebook on what the last left over."""
+    rng = np.random.default_rng(seed)
+    left, counts, sums = np.array(x, np.float32), [], []
+    for _ in range(config.n_codebooks):
+        table = left[rng.choice(len(left), config.codebook_size, replace=len(left) < config.codebook_size)].copy()
+        for round_ in range(rounds + 1):
+            codes = np.argmin(np.sum(table**2, axis=1) - 2 * left @ table.T, axis=1)
+            if round_ == rounds:
+                break
+            n = np.bincount(codes, minlength=len(table))
+            total = np.zeros_like(table)
+            np.add.at(total, codes, left)
+            table = np.where(n[:, None] > 0, total / np.maximum(n, 1)[:, None], table)
+        n = np.maximum(np.bincount(codes, minlength=len(table)), 0.5) * (1000 / len(left))
+        counts.append(n)
+        sums.append(table * n[:, None])
+        left = left - table[codes]
+    return Books(jnp.asarray(np.stack(counts), jnp.float32), jnp.asarray(np.stack(sums), jnp.float32))
+
+
+# --- a step -----------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """The compiled steps of a run."""
+
+    def __init__(self, settings: Settings, config: CodecConfig = CONFIG):
+        self.settings, self.config = settings, config
+        self.module = nnx.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
+        self.judge = nnx.eval_shape(self._new_critics)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, settings.learning_rate, settings.warmup, settings.steps, settings.last_rate * settings.learning_rate
+        )
+        clip = optax.clip_by_global_norm(10.0)
+        self.optimizer = optax.chain(clip, optax.adamw(schedule, b1=0.8, b2=0.99, weight_decay=1e-4))
+        self.critic_optimizer = optax.chain(clip, optax.adam(settings.critic_rate, b1=0.8, b2=0.99))
+        self._step = jax.jit(self._whole_step, static_argnames=("quantized", "judged"), donate_argnums=0)
+        self._encode = jax.jit(lambda params, audio: self._codec(params, None).encoder(audio))
+
+    def _new_critics(self) -> Critics:
+        s = self.settings
+        return Critics(s.critic_windows, s.critic_filters, rngs=nnx.Rngs(s.seed + 1))
+
+    def start(self) -> State:
+        """A run's beginning."""
+        tensors = weights.names(Codec(self.config, rngs=nnx.Rngs(self.settings.seed)))
+        vectors = tensors.pop(BOOKS)
+        critics = weights.names(self._new_critics())
+        books = Books(jnp.ones(vectors.shape[:2]), vectors)
+        return State(
+            tensors,
+            jax.tree.map(jnp.copy, tensors),
+            books,
+            self.optimizer.init(tensors),
+            critics,
+            self.critic_optimizer.init(critics),
+        )
+
+    def step(self, state: State, audio: np.ndarray, number: int) -> tuple[State, dict[str, jax.Array]]:
+        """One update on audio (B, N)."""
+        s = self.settings
+        return self._step(state, audio, number, quantized=number >= s.quantize_from, judged=number >= s.critics_from)
+
+    def begin_quantizing(self, state: State, batches: Iterator[np.ndarray]) -> State:
+        """The state with codebooks made of the encoder's vectors, of some 30 vectors per code."""
+        found: list[np.ndarray] = []
+        while sum(map(len, found)) < 30 * self.config.codebook_size:
+            found.append(np.asarray(self._encode(state.params, next(batches))).reshape(-1, self.config.dimension))
+        return state._replace(books=first_books(np.concatenate(found), self.config))
+
+    def _codec(self, params: dict[str, jax.Array], vectors: jax.Array | None) -> Any:
+        shape = (self.config.n_codebooks, self.config.codebook_size, self.config.dimension)
+        return weights.fill(self.module, {**params, BOOKS: jnp.zeros(shape) if vectors is None else vectors})
+
+    def exported(self, state: State) -> dict[str, np.ndarray]:
+        """The tensors of ``codec.safetensors``."""
+        return {name: np.asarray(x, np.float32) for name, x in {**state.average, BOOKS: state.books.vectors}.items()}
+
+    def _whole_step(
+        self, state: State, audio: jax.Array, number: jax.Array, *, quantized: bool, judged: bool
+    ) -> tuple[State, dict[str, jax.Array]]:
+        s = self.settings
+        rows, books = len(audio), self.config.n_codebooks
+        key = jax.random.fold_in(jax.random.key(s.seed), number)
+        few = jax.random.randint(jax.random.fold_in(key, 1), (rows,), 1, books)
+        first_two = jax.random.bernoulli(jax.random.fold_in(key, 2), 0.5, (rows,))
+        every = jax.random.bernoulli(jax.random.fold_in(key, 3), s.all_books, (rows,))
+        active = jnp.where(every, books, jnp.where(first_two, 2, few))
+        vectors = state.books.vectors
+
+        def loss(params: dict[str, jax.Array]) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array, Any]]:
+            codec = self._codec(params, None)
+            x = codec.encoder(audio)
+            seen = quantize(x, vectors, active) if quantized else None
+            made = codec.decoder(x if seen is None else seen.vectors)
+            parts = {
+                "mel": s.mel * mel_distance(made, audio, self.config.sample_rate),
+                "wave": s.wave * jnp.mean(jnp.abs(made - audio)),
+            }
+            if seen is not None:
+                parts["commit"] = s.commit * seen.commit
+            if judged:
+                critics = weights.fill(self.judge, state.critics)
+                marks, matching = copy_losses(critics, audio, made)
+                parts |= {"marks": s.marks * marks, "matching": s.matching * matching}
+            kept = None if seen is None else seen._replace(vectors=jnp.zeros(()), commit=jnp.zeros(()))
+            return sum(parts.values(), start=jnp.zeros(())), (parts, made, kept)
+
+        (total, (parts, made, seen)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        average = jax.tree.map(lambda a, b: s.average * a + (1 - s.average) * b, state.average, params)
+        after = state._replace(params=params, average=average, optimizer=optimizer)
+        metrics = {"loss": total, **parts, "norm": optax.tree.norm(gradient)}
+        if seen is not None:
+            after = after._replace(books=update(state.books, seen, s.decay, jax.random.fold_in(key, 4)))
+            share = state.books.counts / jnp.sum(state.books.counts, axis=1, keepdims=True)
+            entropy = -jnp.sum(share * jnp.log(share + 1e-10), axis=1)
+            metrics["perplexity"] = jnp.exp(jnp.min(entropy))
+        if judged:
+            critic, gradient = jax.value_and_grad(
+                lambda x: critic_loss(weights.fill(self.judge, x), audio, lax.stop_gradient(made))
+            )(state.critics)
+            updates, optimizer = self.critic_optimizer.update(gradient, state.critic_optimizer, state.critics)
+            better: Any = optax.apply_updates(state.critics, updates)
+            after = after._replace(critics=better, critic_optimizer=optimizer)
+            metrics["critic"] = critic
+        return after, metrics
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class Crops:
+    """Random crops of files: batch number n is a function of n, the seed and the files.
+
+    Args:
+      synthetic, real: files at the codec's rate.
+    """
+
+    def __init__(self, synthetic: Sequence[Path], real: Sequence[Path], settings: Settings, rate: int):
+        if not synthetic and not real:
+            raise ValueError("there is nothing to train on: make the corpus first")
+        self.synthetic, self.real, self.settings = list(synthetic), list(real), settings
+        self.size = int(settings.seconds * rate)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """(batch, samples) float32."""
+        rng = np.random.default_rng([self.settings.seed, number])
+        return np.stack([self._crop(rng) for _ in range(self.settings.batch)])
+
+    def ahead(self, start: int) -> Iterator[np.ndarray]:
+        """Batches from `start` on, prepared in a thread."""
+        waiting: queue.Queue[np.ndarray] = queue.Queue(4)
+        done = threading.Event()
+
+        def work() -> None:
+            number = start
+            while not done.is_set():
+                batch = self[number]
+                number += 1
+                while not done.is_set():
+                    try:
+                        waiting.put(batch, timeout=1)
+                        break
+                    except queue.Full:
+                        continue
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            while True:
+                yield waiting.get()
+        finally:
+            done.set()
+
+    def _crop(self, rng: np.random.Generator) -> np.ndarray:
+        import soundfile
+
+        real = bool(self.real) and (not self.synthetic or rng.random() < self.settings.real_share)
+        for _ in range(20):
+            files = self.real if real else self.synthetic
+            path = files[int(rng.integers(len(files)))]
+            with soundfile.SoundFile(path) as file:
+                start = int(rng.integers(max(1, file.frames - self.size + 1)))
+                file.seek(start)
+                audio = file.read(self.size, dtype="float32")
+            if float(np.sqrt(np.mean(np.square(audio)))) > 0.005:  # not a pause
+                break
+        audio = np.pad(audio, (0, self.size - len(audio)))
+        level = float(np.max(np.abs(audio)))
+        wanted = float(10 ** rng.uniform(-0.6, -0.02))  # peaks of 0.25 to 0.95: quiet speech must survive as well
+        return (audio * (wanted / max(level, 1e-3))).astype(np.float32)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """Checkpoints and metrics of a run."""
+
+    def __init__(self, folder: Path, settings: Settings):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path, now = folder / "settings.json", json.dumps(dataclasses.asdict(settings), indent=2)
+        if path.is_file() and json.loads(path.read_text("utf-8")) != json.loads(now):
+            print(f"note: the settings in {path} differ from those of this call, which count from here on")
+        path.write_text(now, "utf-8")
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self.manager = ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
+
+    def restore(self, state: State) -> tuple[int, State]:
+        """Step and state to go on with: those of the newest checkpoint, or the given ones."""
+        latest = self.manager.latest_step()
+        if latest is None:
+            return 0, state
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        found: Any = self.manager.restore(latest, args=ocp.args.StandardRestore(abstract))
+        return latest, found
+
+    def save(self, step: int, state: State) -> None:
+        self.manager.save(step, args=ocp.args.StandardSave(state))
+
+    def log(self, **values: float) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def files(work: Path) -> tuple[list[Path], list[Path]]:
+    """Synthetic and real files to train on."""
+    said = [clip for clip in corpus.read_plan(work) if clip.split == "train"]
+    synthetic = [path for clip in said if (path := corpus.audio_path(work, clip.id)).is_file()]
+    return synthetic, sorted((work / "recordings" / "train").glob("*.flac"))
+
+
+def train(work: Path, settings: Settings, *, minutes: float, save_minutes: float, log_every: int) -> None:
+    """Train until the settings' steps are made or the time is over."""
+    trainer = Trainer(settings)
+    run = Run(work / "codec", settings)
+    step, state = run.restore(trainer.start())
+    crops = Crops(*files(work), settings, trainer.config.sample_rate)
+    print(f"step {step:,}; {len(crops.synthetic):,} clips, {len(crops.real):,} recordings", flush=True)
+    began = saved = logged = time.monotonic()
+    last = step
+    for audio in crops.ahead(step):
+        if step >= settings.steps:
+            break
+        if step == settings.quantize_from:
+            state = trainer.begin_quantizing(state, crops.ahead(1 << 40))
+        state, metrics = trainer.step(state, audio, step)
+        step += 1
+        if step % log_every == 0:
+            values = {name: round(float(value), 5) for name, value in metrics.items()}
+            if not np.isfinite(values["loss"]):
+                raise RuntimeError(f"the loss at step {step} is {values['loss']}; the last checkpoint is intact")
+            now = time.monotonic()
+            run.log(step=step, seconds=round((now - logged) / (step - last), 3), **values)
+            print(step, values, f"{(now - logged) / (step - last):.2f} s a step", flush=True)
+            logged, last = now, step
+        now = time.monotonic()
+        over = now - began > 60 * minutes
+        if over or now - saved > 60 * save_minutes or step == settings.steps:
+            run.save(step, state)
+            saved = now
+        if over:
+            break
+
+
+def export(work: Path, settings: Settings) -> Path:
+    """Write the newest checkpoint's codec."""
+    import safetensors.numpy
+
+    from bark_jax.files import replacing
+
+    trainer = Trainer(settings)
+    step, state = Run(work / "codec", settings).restore(trainer.start())
+    path = work / "codec" / "codec.safetensors"
+    with replacing(path) as part:
+        safetensors.numpy.save_file(trainer.exported(state), part, metadata={"step": str(step)})
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.train_codec", description="Train the codec.")
+    parser.add_argument("--work", type=Path, default=corpus.WORK)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time, with a checkpoint")
+    parser.add_argument("--save-minutes", type=float, default=10.0)
+    parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument("--export", action="store_true", help="train nothing, write codec.safetensors")
+    for field in dataclasses.fields(Settings):
+        if isinstance(field.default, int | float):
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    options = parser.parse_args(argv)
+    settings = Settings(
+        **{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings) if hasattr(options, f.name)}
+    )
+    try:
+        if options.export:
+            print(export(options.work, settings))
+        else:
+            train(
+                options.work,
+                settings,
+                minutes=options.minutes,
+                save_minutes=options.save_minutes,
+                log_every=options.log_every,
+            )
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The recipe of bark-nano: what can be tested without its teachers."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("orbax.checkpoint")
+
+import safetensors.numpy
+from flax import nnx
+
+from bark_jax.codec import Codec
+from bark_jax.config import CodecConfig
+from recipes.bark_nano import corpus, critic, listen, sentences, spectra, train_codec
+
+LANGUAGES = {"a": 11, "b": 4, "e": 3, "j": 5}
+NAMES = [
+    *(f"{language}{'fm'[i % 2]}_{language}{i}" for language, n in LANGUAGES.items() for i in range(n)),
+    *corpus.HELD_OUT,
+    *corpus.UNUSABLE,
+]
+SMALL = CodecConfig(n_filters=4, dimension=8, ratios=(4, 4), lstm_layers=1, n_codebooks=3, codebook_size=16)
+
+
+class TestSentences:
+    def test_they_are_many_different_and_complete(self) -> None:
+        made = list(itertools.islice(sentences.everyday(), 6000))
+        assert len(set(made)) == 6000 and made == list(itertools.islice(sentences.everyday(), 6000))
+        for text in made:
+            assert text.isascii() or "£" in text, text
+            assert re.fullmatch(r"[A-Z0-9][^{}_]*[.?!]", text) and "  " not in text and len(text) < 110, text
+            assert not re.search(r"\b[Aa] [aeiou]|\bthe an?\b|\ban? an?\b", text), text
+        assert not set(made) & set(sentences.HARVARD) and len(set(sentences.HARVARD)) == 40
+
+    def test_every_template_is_used(self) -> None:
+        made = list(itertools.islice(sentences.everyday(), len(sentences.TEMPLATES)))
+        for template in sentences.TEMPLATES:
+            start = template.partition("{")[0].strip()
+            assert any(text.startswith(start) for text in made), template
+
+    def test_numbers(self) -> None:
+        for n, words in ((0, "zero"), (40, "forty"), (99, "ninety-nine"), (105, "one hundred and five")):
+            assert sentences.number(n) == words
+        assert sentences.number(2005) == "two thousand and five"
+        assert sentences.number(9999) == "nine thousand nine hundred and ninety-nine"
+
+    def test_transcripts(self, tmp_path: Path) -> None:
+        lines = [
+            "1\tIn being “comparatively” modern,",
+            "2\tShort.",
+            "3\t" + "long " * 40,
+            "4\tthe café [he said] is closed",
+        ]
+        (tmp_path / "x.tsv").write_text("\n".join(lines), "utf-8")
+        assert list(sentences.transcripts(tmp_path / "x.tsv")) == [
+            "In being comparatively modern.",
+            "The cafe he said is closed.",
+        ]
+
+
+class TestPlan:
+    @pytest.fixture
+    def clips(self, tmp_path_factory: pytest.TempPathFactory) -> list[corpus.Clip]:
+        path = tmp_path_factory.mktemp("plan") / "t.tsv"
+        path.write_text(
+            "\n".join(f"{i}\tThis is line {sentences.number(i)} of a long book" for i in range(900)), "utf-8"
+        )
+        return corpus.plan(path, NAMES, bulk_hours=0.5, n_speakers=30, minutes=0.5)
+
+    def test_held_out_is_held_out(self, clips: list[corpus.Clip]) -> None:
+        heldout = [clip for clip in clips if clip.split == "heldout"]
+        trained = [clip for clip in clips if clip.split != "heldout"]
+        voices = {clip.voice for clip in heldout}
+        assert len(voices) == 12 and len({clip.voice for clip in trained}) == 31
+        assert not voices & {clip.voice for clip in trained}
+        assert not {clip.text for clip in heldout} & {clip.text for clip in trained}
+        for clip in trained:
+            assert not {*clip.colour, *clip.melody} & {*corpus.HELD_OUT, *corpus.UNUSABLE}
+        shared = {clip.text for clip in heldout if clip.voice == corpus.HELD_OUT[0]}
+        assert len(shared & {clip.text for clip in heldout if clip.voice == "heldout_f00"}) >= 10
+
+    def test_ids_are_unique_and_hours_are_met(self, clips: list[corpus.Clip]) -> None:
+        assert len({clip.id for clip in clips}) == len(clips)
+        for voice, seconds in (("hibari", 1800), ("mix_f00", 30)):
+            planned = sum(
+                corpus.SECONDS_PER_CHARACTER * len(clip.text) + corpus.SECONDS_AROUND
+                for clip in clips
+                if clip.voice == voice
+            )
+            assert seconds <= planned <= seconds + 20
+        assert {clip.split for clip in clips} == {"train", "validation", "heldout"}
+
+    def test_mixes(self) -> None:
+        found = corpus.speakers(30, NAMES)
+        assert found == corpus.speakers(30, NAMES)
+        for speaker in found:
+            for part in (speaker.style.colour, speaker.style.melody):
+                assert sum(part.values()) == pytest.approx(1, abs=0.01)
+            assert len({name[1] for name in [*speaker.style.colour, *speaker.style.melody]}) == 1
+            assert all(name[0] in "ab" for name in speaker.style.melody)
+        with pytest.raises(ValueError, match="5 speakers"):
+            corpus.speakers(5, NAMES)
+
+    def test_half_written_lines_are_passed_over(self, tmp_path: Path) -> None:
+        (tmp_path / "heard.jsonl").write_text('{"id": "a"}\n{"id": "b', "utf-8")
+        assert [row["id"] for row in corpus._rows(tmp_path / "heard.jsonl")] == ["a"]
+        with pytest.raises(FileNotFoundError, match="plan"):
+            corpus.read_plan(tmp_path)
+
+    def test_trim(self) -> None:
+        audio = np.zeros(24_000, np.float32)
+        audio[10_000:12_000] = 0.5
+        assert len(corpus.trim(audio)) == 2000 + 2 * 2400 - 1
+        assert len(corpus.trim(np.zeros(5, np.float32))) == 5
+
+
+class TestListen:
+    @pytest.mark.parametrize(
+        ("wanted", "heard", "expected"),
+        [
+            ("a b c", "a b c", [0, 0, 0]),
+            ("a b c", "a x c", [0, 1, 0]),
+            ("a b c", "a c", [0, 1, 0]),
+            ("a b", "a b x y", [0, 2]),
+            ("a b", "x a b", [1, 0]),
+            ("a b", "", [1, 1]),
+            ("", "a", []),
+        ],
+    )
+    def test_errors_are_counted_where_they_are(self, wanted: str, heard: str, expected: list[int]) -> None:
+        assert listen.errors(wanted.split(), heard.split()).tolist() == expected
+
+
+class TestSpectra:
+    def test_stft_is_numpys(self) -> None:
+        audio = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float32)
+        real, imaginary = spectra.stft(jnp.asarray(audio), 64, 16)
+        window = np.hanning(65)[:-1]
+        frames = np.lib.stride_tricks.sliding_window_view(audio, 64, axis=1)[:, ::16]
+        wanted = np.fft.rfft(frames * window) / np.sqrt(np.sum(window**2))
+        assert real.shape == wanted.shape
+        np.testing.assert_allclose(real, wanted.real, atol=1e-5)
+        np.testing.assert_allclose(imaginary, -wanted.imag, atol=1e-5)
+
+    def test_mel_filters_cover_everything(self) -> None:
+        table = spectra.mel_filters(1024, 80, 24_000)
+        assert table.shape == (513, 80) and np.all(table >= 0)
+        np.testing.assert_allclose(table.sum(axis=0), 1, atol=1e-5)
+        peaks = table.argmax(axis=0)
+        assert np.all(np.diff(peaks) >= 0) and peaks[0] <= 2 and peaks[-1] > 480
+
+    def test_distance_is_zero_for_equals_and_grows(self) -> None:
+        rng = np.random.default_rng(1)
+        a = jnp.asarray(rng.standard_normal((1, 6000)), jnp.float32)
+        near, far = a + 0.01, a * 0.1
+        found = [float(critic.mel_distance(a, x, 24_000)) for x in (a, near, far)]
+        assert found[0] == 0 < found[1] < found[2]
+
+
+class TestQuantizer:
+    def test_it_is_the_codecs(self) -> None:
+        codec = Codec(SMALL, rngs=nnx.Rngs(0))
+        x = jax.random.normal(jax.random.key(1), (2, 9, SMALL.dimension))
+        tables = codec.quantizer.codebooks[...]
+        seen = train_codec.quantize(x, tables, jnp.array([3, 3]))
+        codes = codec.quantize(x)
+        np.testing.assert_allclose(seen.vectors, codec.embed(codes), atol=1e-5)
+        for i in range(3):
+            np.testing.assert_array_equal(seen.counts[i], np.bincount(np.ravel(codes[:, i]), minlength=16))
+        two = train_codec.quantize(x, tables, jnp.array([3, 1]))
+        np.testing.assert_allclose(two.vectors[1], codec.embed(codes[:, :1])[1], atol=1e-5)
+        np.testing.assert_allclose(two.vectors[0], seen.vectors[0], atol=1e-5)
+        assert two.counts.sum(axis=1).tolist() == [18, 9, 9]
+
+    def test_the_gradient_goes_past_it(self) -> None:
+        tables = Codec(SMALL, rngs=nnx.Rngs(0)).quantizer.codebooks[...]
+        x = jax.random.normal(jax.random.key(1), (1, 4, SMALL.dimension))
+        gradient = jax.grad(lambda x: jnp.sum(train_codec.quantize(x, tables, jnp.array([2])).vectors * 3))(x)
+        np.testing.assert_allclose(gradient, 3, atol=1e-6)
+
+    def test_running_means_find_the_means_and_dead_codes_come_back(self) -> None:
+        rng = np.random.default_rng(0)
+        centres = rng.standard_normal((16, 8)) * 5
+        config = CodecConfig(n_filters=4, dimension=8, ratios=(4, 4), lstm_layers=1, n_codebooks=1, codebook_size=16)
+        start = np.tile(centres[0], (1, 16, 1))  # all codes in one place: fifteen of them are dead
+        books = train_codec.Books(jnp.ones((1, 16)), jnp.asarray(start, jnp.float32))
+        for step in range(600):
+            x = centres[rng.integers(0, 16, 128)] + 0.01 * rng.standard_normal((128, 8))
+            seen = train_codec.quantize(jnp.asarray(x[None], jnp.float32), books.vectors, jnp.array([1]))
+            books = train_codec.update(books, seen, 0.9, jax.random.key(step))
+        distance = np.linalg.norm(np.asarray(books.vectors[0])[None] - centres[:, None], axis=-1).min(axis=1)
+        before = np.linalg.norm(centres - centres[0], axis=-1)
+        assert np.mean(distance < 0.05) >= 0.5 and distance.mean() < 0.5 * before.mean()
+        assert len(np.unique(np.asarray(books.vectors[0]).round(3), axis=0)) >= 12
+        first = train_codec.first_books(np.repeat(centres, 20, axis=0), config)
+        assert first.vectors.shape == (1, 16, 8) and np.isfinite(first.vectors).all()
+
+
+class TestRun:
+    @pytest.mark.slow
+    def test_resumed_is_uninterrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        soundfile = pytest.importorskip("soundfile")
+        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL,))
+        t = np.arange(24_000) / 24_000
+        (tmp_path / "recordings" / "train").mkdir(parents=True)
+        (tmp_path / "plan.jsonl").touch()
+        for i in range(3):
+            wave = 0.5 * np.sin(2 * np.pi * (200 + 100 * i) * t)
+            soundfile.write(tmp_path / "recordings" / "train" / f"{i}.flac", wave, 24_000)
+
+        settings = train_codec.Settings(
+            batch=2, seconds=0.2, steps=5, quantize_from=2, critics_from=3, warmup=2, critic_filters=2,
+            critic_windows=(256,),
+        )  # fmt: skip
+
+        def run(folder: Path, *minutes: float) -> dict[str, np.ndarray]:
+            (folder / "recordings").mkdir(parents=True, exist_ok=True)
+            if folder != tmp_path:
+                (folder / "recordings" / "train").symlink_to(tmp_path / "recordings" / "train")
+                (folder / "plan.jsonl").touch()
+            for limit in minutes:
+                train_codec.train(folder, settings, minutes=limit, save_minutes=1e9, log_every=1)
+            return safetensors.numpy.load_file(train_codec.export(folder, settings))
+
+        whole = run(tmp_path, 1e9)
+        assert set(whole) == set(train_codec.weights.names(Codec(SMALL, rngs=nnx.Rngs(0))))
+        lines = (tmp_path / "codec" / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == 5 and "critic" in lines[-1] and "commit" not in lines[0]
+        parts = run(tmp_path / "again", 0.0, 1e9)  # a step, then the rest
+        for name, tensor in whole.items():
+            np.testing.assert_array_equal(parts[name], tensor)
+
+
+def test_recipe_needs_no_teacher_to_import() -> None:
+    assert not {"hibari", "onnxruntime", "faster_whisper"} & set(sys.modules)
