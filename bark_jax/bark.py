@@ -23,6 +23,7 @@ import numpy as np
 from bark_jax import adapters as adapter_files
 from bark_jax import audio as audio_files
 from bark_jax import coarse, codec, fine, hub, library, sampling, semantic, text
+from bark_jax import units as unit_files
 from bark_jax import weights as checkpoints
 from bark_jax.adapters import Adapter, AdapterError
 from bark_jax.config import BarkConfig
@@ -82,6 +83,7 @@ class Bark:
         rows: int | None = None,
         voices: library.Library | None = None,
         adapters: Mapping[str, Adapter] | None = None,
+        units: unit_files.LogMelUnits | None = None,
     ):
         self.config, self.name, self.dtype, self.rows = config, name, dtype, _checked_rows(rows)
         self.device: jax.Device = weights["semantic"].leaves[0].devices().pop()
@@ -91,6 +93,9 @@ class Bark:
         self._weights = dict(weights)
         self._codec: codec.Codec = weights["codec"].module
         self._library = voices or library.Library([], config)
+        self._units = units
+        if units is not None:
+            unit_files.check_fit(units.config, config)
         given = list((adapters or {}).values())
         self.adapters = tuple(adapters or {})
         self._adapted = {
@@ -290,13 +295,29 @@ class Bark:
         Raises:
           ValueError: audio that is not mono float, is empty or not finite, or a sample rate out of its range.
         """
-        rate = self.config.codec.sample_rate
-        rows = _as_list(audio)
-        rows = [_samples(row, f"audio{where}") for row, where in zip(rows, _places(audio, rows), strict=True)]
-        if sample_rate is not None and sample_rate != rate:
-            rows = [audio_files.resample(row, sample_rate, rate) for row in rows]
+        rows = self._clips(audio, sample_rate)
         with jax.default_device(self.device):
             out = [codec.encode(self._codec, row) for row in rows]
+        return out if _is_list(audio) else out[0]
+
+    def audio_to_semantic(self, audio: np.ndarray | Sequence[np.ndarray], sample_rate: int | None = None) -> Any:
+        """Audio → semantic ids (n,) int32, as the text stage would write them: n = floor(seconds · rate).
+
+        Args:
+          audio: (samples,) float, mono, at least one unit long, or a list.
+          sample_rate: as for `encode`.
+
+        Raises:
+          ValueError: as for `encode`, or audio that is shorter than a unit.
+          CheckpointError: the model has no ``units.safetensors``.
+        """
+        if self._units is None:
+            raise checkpoints.CheckpointError(
+                f"{self.name} has no units.safetensors, the network that takes semantic ids from audio"
+            )
+        rows = self._clips(audio, sample_rate)
+        with jax.default_device(self.device):
+            out = [unit_files.encode(self._units, row) for row in rows]
         return out if _is_list(audio) else out[0]
 
     def voices(self) -> list[str]:
@@ -312,6 +333,15 @@ class Bark:
         return {name: adapter_files.base_digest(self._weights[name].module) for name in adapter_files.NETWORKS}
 
     # --- batches ------------------------------------------------------------------------------------------------------
+
+    def _clips(self, audio: Any, sample_rate: int | None) -> list[np.ndarray]:
+        """Checked clips at the codec's rate."""
+        rate = self.config.codec.sample_rate
+        rows = _as_list(audio)
+        rows = [_samples(row, f"audio{where}") for row, where in zip(rows, _places(audio, rows), strict=True)]
+        if sample_rate is not None and sample_rate != rate:
+            rows = [audio_files.resample(row, sample_rate, rate) for row in rows]
+        return rows
 
     def _semantic(
         self, group: list[Request], rows: int, report: Callable[[str, int, int], None]
@@ -480,6 +510,7 @@ def load(
     config, tokenizer_json, weights = checkpoints.read(folder, dtype=dtype, device=place)
     repository = model if isinstance(model, str) and hub.is_hub_id(model) and not Path(model).is_dir() else None
     voices = library.Library([folder, source], config, repository=repository, local_files_only=local_files_only)
+    units = folder / "units.safetensors"
     return Bark(
         config,
         tokenizer_json,
@@ -489,6 +520,7 @@ def load(
         rows=rows,
         voices=voices,
         adapters=adapter_files.gather({} if adapters is None else adapters, config),
+        units=unit_files.load(units, device=place) if units.is_file() else None,
     )
 
 

@@ -19,7 +19,7 @@ from flax import nnx
 
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
-from recipes.bark_nano import corpus, critic, listen, sentences, spectra, train_codec
+from recipes.bark_nano import corpus, critic, listen, sentences, train_codec
 
 LANGUAGES = {"a": 11, "b": 4, "e": 3, "j": 5}
 NAMES = [
@@ -139,24 +139,7 @@ class TestListen:
         assert listen.errors(wanted.split(), heard.split()).tolist() == expected
 
 
-class TestSpectra:
-    def test_stft_is_numpys(self) -> None:
-        audio = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float32)
-        real, imaginary = spectra.stft(jnp.asarray(audio), 64, 16)
-        window = np.hanning(65)[:-1]
-        frames = np.lib.stride_tricks.sliding_window_view(audio, 64, axis=1)[:, ::16]
-        wanted = np.fft.rfft(frames * window) / np.sqrt(np.sum(window**2))
-        assert real.shape == wanted.shape
-        np.testing.assert_allclose(real, wanted.real, atol=1e-5)
-        np.testing.assert_allclose(imaginary, -wanted.imag, atol=1e-5)
-
-    def test_mel_filters_cover_everything(self) -> None:
-        table = spectra.mel_filters(1024, 80, 24_000)
-        assert table.shape == (513, 80) and np.all(table >= 0)
-        np.testing.assert_allclose(table.sum(axis=0), 1, atol=1e-5)
-        peaks = table.argmax(axis=0)
-        assert np.all(np.diff(peaks) >= 0) and peaks[0] <= 2 and peaks[-1] > 480
-
+class TestCritic:
     def test_distance_is_zero_for_equals_and_grows(self) -> None:
         rng = np.random.default_rng(1)
         a = jnp.asarray(rng.standard_normal((1, 6000)), jnp.float32)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from recipes.bark_nano.spectra import log_mel, stft
+from bark_jax.spectra import log_mel, stft
 
 MELS = ((64, 8), (128, 16), (256, 32), (512, 64), (1024, 96), (2048, 128))
 """Window and number of mel bands of each scale; hops are a quarter of the window."""
