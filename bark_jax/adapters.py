@@ -8,6 +8,7 @@ the linears of the three GPTs and nothing of training, texts or audio.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -378,7 +379,17 @@ def save(path: str | Path, adapter: Adapter) -> None:
             tensors[f"{network}.{linear}.b"] = np.ascontiguousarray(b)
     metadata = {"format": FORMAT, "fingerprint": adapter.fingerprint, "networks": json.dumps(parts)}
     with replacing(path) as part:
-        part.write_bytes(safetensors.numpy.save(tensors, metadata))
+        part.write_bytes(_ordered(safetensors.numpy.save(tensors, metadata)))
+
+
+def _ordered(file: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library's order changes, and equal adapters shall be equal."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[8 + length :]
 
 
 def read(path: str | Path, config: BarkConfig) -> Adapter:
@@ -389,6 +400,8 @@ def read(path: str | Path, config: BarkConfig) -> Adapter:
       OSError: the file cannot be read.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory: name the file in it, adapter.safetensors", str(path))
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)

@@ -265,7 +265,8 @@ def export(base: str, dst: str, kind: str, networks: tuple[str, ...], adapters: 
     from bark_jax import assemble, library
 
     folder = Path(base)
-    if not (folder / "config.json").is_file() or not (folder / "codec.safetensors").is_file():
+    native = (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
+    if not native or any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
         folder, _ = library.locate(base)
     replaced = assemble.changed(folder, networks, adapters)
     if kind == "native":

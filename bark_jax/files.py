@@ -23,7 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
       OSError: of the writing, naming `path`.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    path = Path(os.path.abspath(path))
+    part = path.with_name(f".{_start(path)}.{secrets.token_hex(4)}.part")
     try:
         yield part
         _sync(part)
@@ -45,10 +46,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
       FileExistsError: `path` exists and is not an empty folder.
     """
+    path = Path(os.path.realpath(path))  # a link to an empty folder, or to none, is as good as that folder
     absent(path, or_empty=True)
     # Named after machine and process, with a random end: others may be writing the same target, here or elsewhere.
     host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-    prefix = f".{path.name}.partial-{host}-"
+    prefix = f".{_start(path)}.partial-{host}-"
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f"{glob.escape(prefix)}*"):
         pid = stale.name.removeprefix(prefix).partition("-")[0]
@@ -72,6 +74,11 @@ def absent(path: Path, *, or_empty: bool = False) -> None:
     """Raises `FileExistsError` if there is something at `path`, other than an empty folder if that will do."""
     if path.exists() and not (or_empty and path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(errno.EEXIST, "is there already: choose another name, or remove it", str(path))
+
+
+def _start(path: Path) -> str:
+    """Enough of a name to be recognised by: a hidden name must not be longer than file systems allow."""
+    return path.name.encode()[:100].decode(errors="ignore")
 
 
 def _sync(path: Path) -> None:

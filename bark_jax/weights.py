@@ -85,7 +85,7 @@ class Writer:
     """
 
     def __init__(self, folder: str | Path, config: BarkConfig, tokenizer_json: str):
-        self.folder = Path(os.path.abspath(folder))
+        self.folder = Path(os.path.abspath(Path(folder).expanduser()))
         self._config, self._tokenizer = config, tokenizer_json
         self._stack = contextlib.ExitStack()
         self._written: set[str] = set()
@@ -99,8 +99,11 @@ class Writer:
         path = self._temporary / f"{network}.safetensors"
         size = sum(tensor.nbytes for tensor in tensors.values())
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        path.touch()
+        mode = path.stat().st_mode
         try:
             safetensors.numpy.save_file(arrays, path)
+            path.chmod(mode)  # the library makes files that only their owner can read
         except safetensors.SafetensorError as error:  # it reports a full disk as its own error
             raise OSError(f"cannot write {path} ({size:,} bytes): {error}") from error
         self._written.add(network)

@@ -138,7 +138,8 @@ class _Model:
     """A native folder, opened one network at a time."""
 
     def __init__(self, folder: Path, replaced: Mapping[str, Mapping[str, Any]], log: Callable[[str], Any]):
-        wanted = ("config.json", "tokenizer.json", *(f"{network}.safetensors" for network in weights.NETWORKS))
+        needed = [network for network in weights.NETWORKS if network not in replaced]
+        wanted = ("config.json", "tokenizer.json", *(f"{network}.safetensors" for network in needed))
         missing = [name for name in wanted if not (folder / name).is_file()]
         if missing:
             raise weights.CheckpointError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from bark_jax import adapters, assemble, cli, tokens, weights
 from bark_jax.config import ConfigError
 from bark_jax.sampling import Sampling
 from bark_jax.train import DataError, LoRA, RunError, finetune, lora, write
+from bark_jax.train.runs import lock
 
 CONFIG = models.config()
 
@@ -136,6 +139,10 @@ def test_stages_of_several_calls_are_one_product(base: Path, data: Path, tmp_pat
         )
     with pytest.raises(RunError, match="trained = 'adapters', this one has 'all weights'"):
         tune("small", "fine", None)
+    (whole / "mine.txt").write_text("not to be lost")
+    with pytest.raises(RunError, match=r"is to be replaced, and holds mine\.txt besides"):
+        tune("whole", "text", None)
+    assert (whole / "mine.txt").exists()
     (tmp_path / "other" / "model").mkdir(parents=True)
     with pytest.raises(RunError, match="no fine-tuning made it"):
         tune("other", "fine", None)
@@ -161,8 +168,14 @@ def test_train_command_reads_toml_and_continues(base: Path, data: Path, tmp_path
         ("batch=99999999999999999999", "65,536"),
         (f"out={data}", "folder of its own"),
         ("stage=codec", "text, coarse, fine"),
+        ("steps=5\nbatch=1", "one KEY=VALUE"),
+        ("lora.alpha=2e6", "at most 1e+06"),
     ):
         done = run("train", settings, "--set", change)
+        assert done.exit_code == 1 and words in done.output and "Traceback" not in done.output, done.output
+    for rate, steps, words in (("1e30", 9, "Training stopped at step"), ("1e42", 1, "there is no product")):
+        wild = ("--set", f"learning_rate={rate}", "--set", f"steps={steps}", "--set", f"out={tmp_path / f'$x^{rate}'}")
+        done = run("train", settings, *wild, "-q")
         assert done.exit_code == 1 and words in done.output and "Traceback" not in done.output, done.output
     settings.write_text("stage = ")
     assert "TOML" in run("train", settings).output
@@ -186,6 +199,41 @@ def test_everything_is_checked_before_the_first_stage_is_trained(base: Path, tmp
     assert done.exit_code == 1 and "--lora" in done.output
     with pytest.raises(ConfigError, match="given by the other arguments"):
         finetune(base, [str(silent)], tmp_path / "out", stage="fine")
+
+
+def test_later_stages_are_checked_before_the_first_is_trained(base: Path, data: Path, tmp_path: Path) -> None:
+    def tune(out: Path, stages: Any, **options: Any) -> Path:
+        return finetune(base, str(data), out, stages=stages, **{**QUICK, **options}).product
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "fine").write_text("a file")
+    with pytest.raises(RunError, match="fine', which is a file"):
+        tune(out, "coarse, fine", lora=LoRA(rank=2))
+    with pytest.raises(ConfigError, match=r"lora\.rank is 99"):
+        tune(tmp_path / "rank", ["coarse", "fine"], lora=LoRA(rank=99))
+    with pytest.raises(ConfigError, match="which is a file"):
+        tune(out / "fine", ["coarse"])
+    (out / "fine").unlink()
+    (out / ".adapter.safetensors.00.part").touch()
+    tune(out, ["fine"], lora=LoRA(rank=2))
+    assert not list(out.glob(".*.part"))
+    with pytest.raises(RunError, match="seed: it was 0, and is 5"):
+        tune(out, ["coarse", "fine"], lora=LoRA(rank=2), seed=5)
+    assert not (out / "coarse").exists()
+    with contextlib.closing(lock(out)), pytest.raises(RunError, match="another process"):
+        tune(out, ["coarse"], lora=LoRA(rank=2))
+    (out / "fine" / "adapter.safetensors").unlink()
+    with pytest.raises(RunError, match="lost the product of fine"):
+        tune(out, ["coarse"], lora=LoRA(rank=2))
+    record = json.loads((out / "finetune.json").read_text())
+    for spoilt in ({"stages": []}, {"stages": {"bogus": ""}}):
+        (out / "finetune.json").write_text(json.dumps(record | spoilt))
+        with pytest.raises(RunError, match="is damaged"):
+            tune(out, ["coarse"], lora=LoRA(rank=2))
+    (out / "finetune.json").write_text(json.dumps(record | {"weights": "of another"}))
+    with pytest.raises(RunError, match="with weights = 'of another'"):
+        tune(out, ["coarse"], lora=LoRA(rank=2))
 
 
 def test_exports_that_cannot_be(base: Path, data: Path, tmp_path: Path) -> None:

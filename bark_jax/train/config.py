@@ -74,7 +74,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bark_jax.adapters import TARGETS
+from bark_jax.adapters import MAX_VALUE, TARGETS
 from bark_jax.config import ConfigError
 from bark_jax.hub import STAGES
 
@@ -102,7 +102,8 @@ class LoRA:
         if not problems:
             need = _Need(self, problems, "lora.")
             need("rank", self.rank >= 1, "it must be 1 or more")
-            need("alpha", self.alpha is None or 0 < self.alpha < math.inf, "it must be greater than 0")
+            most = f"it must be greater than 0, and at most {MAX_VALUE:g}"
+            need("alpha", self.alpha is None or 0 < self.alpha <= MAX_VALUE, most)
             need("dropout", 0 <= self.dropout < 1, "it must be 0 or more, and less than 1")
             known = ", ".join(TARGETS)
             need(
@@ -352,15 +353,17 @@ def _change(tree: dict[str, Any], change: str) -> None:
     if not sign or not all(key.split(".")):
         raise ConfigError(f"--set is {change!r}: it must be KEY=VALUE, such as steps=1000 or data='[\"rows\"]'")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # a bare word is a string
+        found = tomllib.loads(f"value = {value}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        found = {"value": value}  # a bare word is a string
+    if len(found) > 1:
+        raise ConfigError(f"--set is {change!r}: it must be one KEY=VALUE; give --set again for the next")
     *path, last = key.split(".")
     for name in path:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set is {change!r}: {name} is a setting, and has no {last}")
-    tree[last] = parsed
+    tree[last] = found["value"]
 
 
 class _Need:

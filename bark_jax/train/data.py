@@ -245,7 +245,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
       OSError: a path that does not exist.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
             inner = [file for file in sorted(path.rglob("*.parquet")) if file.is_file()]
             inner = [file for file in inner if not any(p.startswith(".") for p in file.relative_to(path).parts)]

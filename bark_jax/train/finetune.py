@@ -9,22 +9,25 @@ stages that an earlier call has trained there are part of the product.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bark_jax import adapters, assemble, library, text
+from bark_jax import adapters, assemble, library, text, weights
 from bark_jax.config import BarkConfig, ConfigError
 from bark_jax.files import replacing
 from bark_jax.hub import STAGES
 from bark_jax.train import data as rows
 from bark_jax.train.config import LoRA, TrainConfig
 from bark_jax.train.loop import Result, train
-from bark_jax.train.runs import RunError
+from bark_jax.train.lora import check as check_rank
+from bark_jax.train.runs import Run, RunError, lock, remove_parts
 
 STEPS = {"coarse": 500, "fine": 200, "text": 200}
 """Updates of 16 rows for a speaker of 5 to 30 minutes. The coarse stage carries most of a voice; the text stage gets
@@ -51,7 +54,7 @@ class Tuned:
 
 def finetune(
     model: str | Path,
-    data: Sequence[str],
+    data: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     stages: Sequence[str] = ("coarse", "fine"),
@@ -64,7 +67,7 @@ def finetune(
 
     Args:
       model: a native folder, a folder of published weights, or a hub id, as for `bark_jax.load`.
-      data: Parquet files or folders of them, see `bark_jax.train.data`.
+      data: Parquet files or folders of them, see `bark_jax.train.data`; or one of these.
       out: folder of the result. If it holds an unfinished fine-tuning with the same settings, that is continued.
       stages: of "text", "coarse", "fine". The first needs texts; the other two only audio tokens.
       lora: train adapters; None trains all weights of the stages.
@@ -77,8 +80,9 @@ def finetune(
       DataError: rows that a stage cannot use. All stages are checked before the first is trained.
       Everything that `train` raises.
     """
-    chosen = _stages(stages)
-    out = Path(out)
+    chosen = _stages([part.strip() for part in stages.split(",")] if isinstance(stages, str) else stages)
+    data = [data] if isinstance(data, str | Path) else list(data)
+    out = Path(os.path.abspath(Path(out).expanduser()))
     folder, _ = library.locate(model)
     _check_out(out, [folder, *map(Path, data)])
     config = BarkConfig.load(folder / "config.json")
@@ -90,30 +94,50 @@ def finetune(
     plans = {}
     for stage in chosen:
         tree: dict[str, Any] = {"steps": STEPS[stage] if steps is None else steps, "lora": lora, **settings}
-        plans[stage] = TrainConfig(stage=stage, model=str(folder), data=tuple(data), out=str(out / stage), **tree)
+        paths = tuple(map(str, data))
+        plans[stage] = TrainConfig(stage=stage, model=str(folder), data=paths, out=str(out / stage), **tree)
     tokenizer = text.load_tokenizer(folder / "tokenizer.json", config.semantic) if "text" in chosen else None
-    for stage in chosen[1:]:  # that of the first is checked when it is trained
-        rows.read(data, config, stage, tokenizer=tokenizer)
-    record = _Record.of(out, str(folder.resolve()), "all weights" if lora is None else "adapters")
-
-    runs = {}
+    about = {
+        "model": str(folder.resolve()),
+        "weights": _digest(folder),
+        "trained": "all weights" if lora is None else "adapters",
+    }
+    # All that can be wrong with a later stage, before the first is trained.
+    _Record.of(out, about, chosen)
     for stage, plan in plans.items():
-        runs[stage] = train(plan, progress=progress)
-        record.note(stage, runs[stage].product)
-    products = record.products()
-    if lora is not None:
-        product = out / "adapter.safetensors"
-        adapters.save(product, adapters.join([adapters.read(path, config) for path in products]))
-        return Tuned(out, product, runs)
-    product = out / "model"
-    if not record.assembled():
-        made = out / "model.new"
-        shutil.rmtree(made, ignore_errors=True)
-        assemble.native(made, folder, assemble.changed(folder, products))
-        shutil.rmtree(product, ignore_errors=True)
-        made.rename(product)
-        record.note_assembled()
-    return Tuned(out, product, runs)
+        if stage != chosen[0]:  # `train` reads those of the first at once
+            rows.read(plan.data, config, stage, tokenizer=tokenizer)
+        with Run(plan.out) as run:
+            settled = {name: value for name, value in plan.settings().items() if name != "dtype"}  # that may be open
+            run.check(settled, partly=True)
+        if lora is not None:
+            check_rank(weights.abstract(config, STAGES[stage]), lora)
+    model_ = out / "model"
+    _check_product(model_)
+
+    out.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(lock(out)):
+        remove_parts(out)
+        record = _Record.of(out, about, chosen)
+        record.write()  # what cannot be written to must not be found out when the stages are trained
+        runs = {}
+        for stage, plan in plans.items():
+            runs[stage] = train(plan, progress=progress)
+            record.note(stage, runs[stage].product)
+        products = record.products()
+        if lora is not None:
+            product = out / "adapter.safetensors"
+            adapters.save(product, adapters.join([adapters.read(path, config) for path in products]))
+            return Tuned(out, product, runs)
+        if not record.assembled():
+            made = out / "model.new"
+            shutil.rmtree(made, ignore_errors=True)
+            assemble.native(made, folder, assemble.changed(folder, products))
+            _check_product(model_)
+            shutil.rmtree(model_, ignore_errors=True)
+            made.rename(model_)
+            record.note_assembled()
+        return Tuned(out, model_, runs)
 
 
 class _Record:
@@ -123,14 +147,21 @@ class _Record:
         self.path, self.tree = path, tree
 
     @classmethod
-    def of(cls, out: Path, model: str, kind: str) -> _Record:
+    def of(cls, out: Path, about: dict[str, str], chosen: Sequence[str]) -> _Record:
+        """That of a folder, new or found; `about` must not change, `chosen` are the stages that are to be trained.
+
+        Raises:
+          RunError: it is damaged, of another fine-tuning, or of stages whose products are gone.
+        """
         path = out / "finetune.json"
-        tree = {"model": model, "trained": kind, "stages": {}, "assembled": {}}
+        tree: dict[str, Any] = {**about, "stages": {}, "assembled": {}}
         if path.is_file():
             try:
                 found = json.loads(path.read_text("utf-8"))
-                same = {name: found[name] for name in ("model", "trained")}
-                found["stages"], found["assembled"]
+                same = {name: found[name] for name in about}
+                for name in ("stages", "assembled"):
+                    if not isinstance(found[name], dict) or not set(found[name]) <= set(STAGES):
+                        raise ValueError(f"{name} is {str(found[name])[:80]}")
             except (ValueError, KeyError, TypeError) as error:
                 raise RunError(f"{path} is damaged ({error}): choose another folder, or remove this one") from None
             for name, value in same.items():
@@ -139,7 +170,15 @@ class _Record:
                         f"{out} holds a fine-tuning with {name} = {value!r}, this one has {tree[name]!r}: choose "
                         "another folder"
                     )
-            return cls(path, found)
+            record = cls(path, found)
+            gone = [
+                stage
+                for stage, product in zip(found["stages"], record.products(), strict=True)
+                if stage not in chosen and not product.is_file()
+            ]
+            if gone:
+                raise RunError(f"{out} has lost the product of {', '.join(gone)}: name the stage, to train it again")
+            return record
         for name in ("model", "adapter.safetensors"):
             if (out / name).exists():
                 raise RunError(f"{out / name} is there, and no fine-tuning made it: choose another folder")
@@ -148,7 +187,7 @@ class _Record:
     def note(self, stage: str, product: Path) -> None:
         """A stage is complete."""
         self.tree["stages"][stage] = hashlib.sha256(product.read_bytes()).hexdigest()
-        self._write()
+        self.write()
 
     def products(self) -> list[Path]:
         """Files of all complete stages, those of earlier calls included."""
@@ -165,14 +204,33 @@ class _Record:
 
     def note_assembled(self) -> None:
         self.tree["assembled"] = dict(self.tree["stages"])
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(self.tree, indent=2) + "\n", "utf-8")
 
 
+def _digest(model: Path) -> str:
+    """Of the networks of a native folder."""
+    digest = hashlib.sha256()
+    for network in STAGES.values():
+        with (model / f"{network}.safetensors").open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _check_product(model: Path) -> None:
+    """Refuse to replace a folder that holds more than a model."""
+    ours = {"config.json", "tokenizer.json", *(f"{network}.safetensors" for network in weights.NETWORKS)}
+    more = sorted(path.name for path in model.iterdir() if path.name not in ours) if model.is_dir() else []
+    if more:
+        raise RunError(f"{model} is to be replaced, and holds {', '.join(more[:3])} besides: move that away")
+
+
 def _check_out(out: Path, inputs: Sequence[Path]) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out is {str(out)!r}, which is a file: it must be a folder, or not exist")
     for path in inputs:
         if out.resolve() == path.resolve():
             raise ConfigError(f"out is {str(out)!r}, where the model or the rows are: choose another folder")

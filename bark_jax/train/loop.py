@@ -54,7 +54,7 @@ from bark_jax.train.runs import Run, write_tensors
 Tensors = dict[str, jax.Array]
 
 
-class TrainingError(ArithmeticError):
+class TrainingError(ValueError):
     """A loss or a gradient that is not finite; the message names the step and the rows."""
 
 
@@ -590,7 +590,7 @@ class _Loop:
         """Evaluations since then."""
 
     def run(self) -> Result:
-        self.folder.begin(self.config)
+        self.folder.begin(self.config, self.plan.settings)
         with _Signals() as signals:
             try:
                 self._start()
@@ -600,7 +600,10 @@ class _Loop:
                 with contextlib.suppress(Exception):  # what went wrong is worth more than a picture of it
                     self._plot()
                 raise
-            self._plot()
+            try:
+                self._plot()
+            except Exception as error:  # a run is not lost for its picture
+                self.report.say(f"no picture of the losses: {error}")
         if result is None:  # and the signal did nothing
             raise KeyboardInterrupt(f"training was stopped at step {self.step}, which is saved")
         return result
@@ -739,6 +742,12 @@ class _Loop:
         self.trainer.release()
         trained = self.folder.restore(step, weights=params)["weights"]
         tensors = {**self.trainer.still, **{name: np.asarray(tensor) for name, tensor in trained.items()}}
+        wrong = [name for name, tensor in tensors.items() if not weights.all_finite(tensor)]
+        if wrong:
+            raise TrainingError(
+                f"The weights after step {step} are not finite, {wrong[0]} for one: there is no product. Try a lower "
+                "learning_rate in a new folder"
+            )
         product = self._write(tensors, {"stage": self.config.stage, "step": str(step), "validation_loss": f"{value}"})
         said = "" if value is None else f", validation {value:.4f}"
         self.report.say(f"{product} is the product (step {step}{said})")

@@ -36,10 +36,8 @@ def add(
     Raises:
       ConfigError: a rank above the width of the network.
     """
+    check(network, settings)
     chosen = adapters.linears(network, settings.targets)
-    least = min(min(linear.weight.shape) for linear in chosen.values())
-    if settings.rank > least:
-        raise ConfigError(f"lora.rank is {settings.rank}: it must not exceed {least}, the width of the network")
     shapes = adapters.shapes(network, dict.fromkeys(chosen, settings.rank))
     wrapped = adapters.wrap(network, shapes)
     made = {_within(name, shapes): tensor for name, tensor in tensors.items()}
@@ -51,6 +49,14 @@ def add(
     trained = [f"{path}.{part}" for path in shapes for part in "ab"]
     # In the network's own order, whatever the order of `tensors`.
     return wrapped, {name: made[name] for name in weights.names(wrapped)}, trained
+
+
+def check(network: nnx.Module, settings: LoRA) -> None:
+    """Raises `ConfigError` if the rank is above the width of the network."""
+    chosen = adapters.linears(network, settings.targets)
+    least = min(min(linear.weight.shape) for linear in chosen.values())
+    if settings.rank > least:
+        raise ConfigError(f"lora.rank is {settings.rank}: it must not exceed {least}, the width of the network")
 
 
 def _within(name: str, adapted: Mapping[str, Any]) -> str:

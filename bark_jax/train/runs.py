@@ -26,6 +26,7 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,20 @@ class Run:
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Compare with the settings of the run that is there, if there is one.
+    def check(self, settings: Mapping[str, Any], *, partly: bool = False) -> None:
+        """Compare with the settings of the run that is there, if there is one; `partly`: only those given.
 
         Raises:
           RunError: they differ; every key is named with the old and the new value.
         """
         if self.latest is None:
             return
-        old = self.record(self.latest)["settings"]
+        old = self.record(self.latest).get("settings")
+        if not isinstance(old, dict):
+            raise RunError(f"the checkpoint at step {self.latest} of {self.folder} is damaged: it has no settings")
         new = json.loads(json.dumps(settings))
+        if partly:
+            old = {key: value for key, value in old.items() if key in new}
         missing = object()
         changed = [
             f"{key}: it was {_shown(old.get(key, '(not set)'))}, and is {_shown(new.get(key, '(not set)'))} now"
@@ -145,20 +150,24 @@ class Run:
                 str(self.folder),
             )
 
-    def begin(self, config: TrainConfig) -> None:
+    def begin(self, config: TrainConfig, settings: Mapping[str, Any] | None = None) -> None:
         """Make the folder, write the settings, and cut what was logged after the newest checkpoint.
 
+        Args:
+          settings: checked once more, now that no other process can train here (`check`).
+
         Raises:
+          RunError: they differ from those of the run that is there.
           OSError: the folder cannot be written to.
         """
         (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         self._take_lock()
         if self._manager is None:
             self._manager = self._open_manager()
+        if settings is not None:
+            self.check(settings)
         # What a killed process was writing or removing. orbax would do it in a thread, which may outlive this object.
-        for name in self._found():
-            if name.startswith(".") and name.endswith(".part"):
-                (self.folder / name).unlink()
+        remove_parts(self.folder)
         for path in (self.folder / CHECKPOINTS).iterdir():
             if re.fullmatch(rf"\d+\.orbax-checkpoint-tmp.*|{_DELETED}", path.name):
                 shutil.rmtree(path, ignore_errors=True)
@@ -181,16 +190,7 @@ class Run:
     def _take_lock(self) -> None:
         if self._lock is not None:
             return
-        self._lock = (self.folder / _LOCK).open("w")
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.close()
-                self._lock = None
-                raise RunError(f"another process is training in {self.folder}: name another folder") from None
-            except OSError:  # a file system without locks
-                pass
+        self._lock = lock(self.folder)
 
     def _open_manager(self) -> Any:
         options = ocp.CheckpointManagerOptions(
@@ -340,12 +340,38 @@ class Run:
             if len(after):
                 step, value = after[np.argmin(after[:, 1])]
                 axes.plot(step, value, color="C1", marker="*", markersize=14, label=f"best: {value:.4f} at {step:.0f}")
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set_title(title, parse_math=False)  # a folder's name may hold anything
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-        with replacing(self.folder / PLOT) as part:
+        with replacing(self.folder / PLOT) as part, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(part, format="png", dpi=120)
+
+
+def lock(folder: Path) -> Any:
+    """Keep other processes out of a folder until what is given is closed.
+
+    Raises:
+      RunError: another process is in it.
+    """
+    file = (folder / _LOCK).open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise RunError(f"another process is training in {folder}: name another folder") from None
+        except OSError:  # a file system without locks
+            pass
+    return file
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process was writing in a folder (see `files.replacing`); to be called under its lock."""
+    for path in folder.glob(".*.part"):
+        path.unlink()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
