@@ -1,0 +1,257 @@
+"""Step 3, semantic units: ``python -m recipes.bark_nano.units cluster|label|train``.
+
+    cluster  features of whisper-base's encoder for a sample of the speech ─ k-means ─▶ WORK/units/clusters.npz
+    label    the unit of every 20 ms of every clip: WORK/units/labels/ID.npy
+    train    `bark_jax.units`, log mel → units: WORK/units/units.safetensors
+
+Each can be stopped and started again. whisper's encoder adds the position in its window to what it hears, and its last
+layer still shows it: with whole clips, the same sound has another unit at another time (fewer than 10 % agree when a
+clip begins ten seconds later). So every frame is taken from the middle of a short window of its own, always from about
+the same position, and the mean of that position is taken off: then 96 % agree when windows begin elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bark_jax.files import replacing
+from recipes.bark_nano import corpus, listen
+
+N_UNITS = 500
+WINDOW, KEPT = 100, 20
+"""Frames of 20 ms: of a window, and those in its middle that are used."""
+FRAME = 320
+"""Samples of a frame at `listen.RATE`."""
+
+
+class Features:
+    """whisper-base's encoder: audio → a vector every 20 ms.
+
+    Args:
+      assets: see `listen.folder`.
+    """
+
+    def __init__(self, assets: Path, *, threads: int = 1):
+        from faster_whisper import WhisperModel
+
+        path = str(listen.folder(assets))
+        self._model: Any = WhisperModel(path, device="cpu", compute_type="float32", cpu_threads=threads)
+
+    def __call__(self, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (T, 512) of audio (N,) at 16 kHz, T = N // 320, and where in its window each was, (T,) int."""
+        frames = len(audio) // FRAME
+        lead = (WINDOW - KEPT) // 2
+        count = -(-frames // KEPT)
+        padded = np.zeros((lead + count * KEPT + WINDOW) * FRAME, np.float32)
+        padded[lead * FRAME : lead * FRAME + frames * FRAME] = audio[: frames * FRAME]
+        pieces = [padded[i * KEPT * FRAME : (i * KEPT + WINDOW) * FRAME] for i in range(count)]
+        mels = np.stack([self._model.feature_extractor(piece, padding=0)[:, : 2 * WINDOW] for piece in pieces])
+        found = np.asarray(self._model.encode(mels))[:, lead : lead + KEPT]
+        return found.reshape(-1, found.shape[-1])[:frames], np.tile(np.arange(KEPT), count)[:frames]
+
+
+class Clusters:
+    """What makes a unit of a vector. `means` (KEPT, 512), `centres` (U, 512)."""
+
+    def __init__(self, means: np.ndarray, centres: np.ndarray):
+        self.means, self.centres = means, centres
+
+    @classmethod
+    def load(cls, work: Path) -> Clusters:
+        with np.load(work / "units" / "clusters.npz") as file:
+            return cls(file["means"], file["centres"])
+
+    def __call__(self, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Units (T,) uint16 of what `Features` gives."""
+        x = normalised(vectors - self.means[positions])
+        distance = np.sum(self.centres**2, axis=1) - 2 * x @ self.centres.T
+        return np.argmin(distance, axis=1).astype(np.uint16)
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    """Each vector with mean 0 and variance 1."""
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x / (x.std(axis=-1, keepdims=True) + 1e-6)
+
+
+def sources(work: Path) -> list[tuple[str, Path, str]]:
+    """(id, file, split) of all speech that has units: understood clips, and recordings of people."""
+    heldout = {clip.id: clip for clip in corpus.read_plan(work) if clip.split == "heldout"}
+    clips = {**corpus.good(work), **heldout}
+    found = [(id_, corpus.audio_path(work, id_), clip.split) for id_, clip in clips.items()]
+    for split in ("train", "test"):
+        files = sorted((work / "recordings" / split).glob("*.flac"))
+        found += [(f"recordings/{split}/{file.stem}", file, {"test": "heldout"}.get(split, split)) for file in files]
+    return [item for item in found if item[1].is_file()]
+
+
+def cluster(work: Path, features: Features, *, clips: int, seed: int = 0) -> None:
+    """Find the units in a sample of `clips` clips to train on."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    chosen = [path for _, path, split in sources(work) if split == "train"]
+    random.Random(seed).shuffle(chosen)
+    parts = []
+    for i, path in enumerate(chosen[:clips], 1):
+        parts.append(features(listen.load(path)))
+        if i % 200 == 0:
+            print(f"{i} of {min(clips, len(chosen))} clips", flush=True)
+    vectors, positions = (np.concatenate(x) for x in zip(*parts, strict=True))
+    means = np.stack([vectors[positions == i].mean(axis=0) for i in range(KEPT)])
+    x = normalised(vectors - means[positions])
+    found = MiniBatchKMeans(N_UNITS, batch_size=16_384, n_init=3, max_iter=200, random_state=seed).fit(x)
+    path = work / "units" / "clusters.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, means=means.astype(np.float32), centres=found.cluster_centers_.astype(np.float32))
+    counts = np.bincount(found.labels_, minlength=N_UNITS)
+    print(f"{len(x):,} frames; the least frequent unit has {counts.min()}, the most frequent {counts.max()}")
+
+
+def label_path(work: Path, id_: str) -> Path:
+    return work / "units" / "labels" / f"{id_}.npy"
+
+
+def label(work: Path, features: Features) -> None:
+    """The units of everything that has none yet."""
+    clusters = Clusters.load(work)
+    waiting = [(id_, path) for id_, path, _ in sources(work) if not label_path(work, id_).is_file()]
+    began, seconds = time.monotonic(), 0.0
+    for i, (id_, path) in enumerate(waiting, 1):
+        audio = listen.load(path)
+        made = label_path(work, id_)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(made) as part, part.open("wb") as file:
+            np.save(file, clusters(*features(audio)))
+        seconds += len(audio) / listen.RATE
+        if i % 200 == 0 or i == len(waiting):
+            speed = seconds / (time.monotonic() - began)
+            print(f"{i:,} of {len(waiting):,}, {seconds / 3600:.2f} h, {speed:.1f} x real time", flush=True)
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, minutes: float, seed: int = 0) -> None:
+    """Teach the network the units; goes on where it was."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    import orbax.checkpoint as ocp
+    from flax import nnx
+
+    from bark_jax import weights
+    from bark_jax.units import LogMelUnits, UnitsConfig, save
+
+    config = UnitsConfig(n_units=N_UNITS)
+    module = nnx.eval_shape(lambda: LogMelUnits(config, rngs=nnx.Rngs(seed)))
+    params: Any = weights.names(LogMelUnits(config, rngs=nnx.Rngs(seed)))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 300, steps, 0.02 * rate)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+
+    @jax.jit
+    def step(params: Any, state: Any, audio: jax.Array, units: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array]:
+        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+            logits = weights.fill(module, params)(audio)
+            known = units >= 0
+            nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(units, 0))
+            right = jnp.sum((jnp.argmax(logits, axis=-1) == units) & known) / jnp.sum(known)
+            return jnp.sum(jnp.where(known, nll, 0)) / jnp.sum(known), right
+
+        (value, right), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value, right
+
+    state = optimizer.init(params)
+    folder = (work / "units" / "checkpoints").absolute()
+    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=1))
+    number = manager.latest_step() or 0
+    if number:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, state))
+        params, state = manager.restore(number, args=ocp.args.StandardRestore(abstract))
+    chosen = [(id_, path) for id_, path, split in sources(work) if split == "train" and label_path(work, id_).is_file()]
+    print(f"step {number}; {len(chosen):,} clips", flush=True)
+    began = time.monotonic()
+    while number < steps and time.monotonic() - began < 60 * minutes:
+        audio, units = crops(work, chosen, np.random.default_rng([seed, number]), batch, seconds, config)
+        params, state, value, right = step(params, state, audio, units)
+        number += 1
+        if number % 50 == 0:
+            print(f"{number} loss {float(value):.3f}, right {float(right):.1%}", flush=True)
+    if number != manager.latest_step():
+        manager.save(number, args=ocp.args.StandardSave((params, state)))
+    manager.wait_until_finished()
+    save(work / "units" / "units.safetensors", config, {name: np.asarray(x) for name, x in params.items()})
+
+
+def crops(
+    work: Path, chosen: Sequence[tuple[str, Path]], rng: np.random.Generator, batch: int, seconds: float, config: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Audio (batch, samples) at the codec's rate and units (batch, frames), -1 where there is none."""
+    import soundfile
+
+    frames = int(seconds * config.rate_hz)
+    audio = np.zeros((batch, frames * config.hop), np.float32)
+    units = np.full((batch, frames), -1, np.int32)
+    for row in range(batch):
+        id_, path = chosen[int(rng.integers(len(chosen)))]
+        known = np.load(label_path(work, id_))
+        start = int(rng.integers(max(1, len(known) - frames + 1)))
+        part = known[start : start + frames]
+        with soundfile.SoundFile(path) as file:
+            file.seek(start * config.hop)
+            samples = file.read(len(part) * config.hop, dtype="float32")
+        audio[row, : len(samples)] = samples * 10 ** rng.uniform(-0.7, 0.2)
+        audio[row] += 10 ** rng.uniform(-5, -2.3) * rng.standard_normal(audio.shape[1]).astype(np.float32)
+        units[row, : len(part)] = part
+    return audio, units
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.units", description="Make semantic units.")
+    parser.add_argument("--work", type=Path, default=corpus.WORK)
+    parser.add_argument("--assets", type=Path, help="default: WORK/assets")
+    parser.add_argument("--threads", type=int, default=2, help="of whisper's computation (2)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    clustering = commands.add_parser("cluster", help="find the units")
+    clustering.add_argument("--clips", type=int, default=2000)
+    commands.add_parser("label", help="units of every clip")
+    training = commands.add_parser("train", help="teach the network")
+    training.add_argument("--steps", type=int, default=8000)
+    training.add_argument("--batch", type=int, default=16)
+    training.add_argument("--seconds", type=float, default=4.0)
+    training.add_argument("--rate", type=float, default=1e-3)
+    training.add_argument("--minutes", type=float, default=1e9)
+    options = parser.parse_args(argv)
+    work, assets = options.work, options.assets or options.work / "assets"
+    try:
+        if options.command == "cluster":
+            cluster(work, Features(assets, threads=options.threads), clips=options.clips)
+        elif options.command == "label":
+            label(work, Features(assets, threads=options.threads))
+        else:
+            train(
+                work,
+                steps=options.steps,
+                batch=options.batch,
+                seconds=options.seconds,
+                rate=options.rate,
+                minutes=options.minutes,
+            )
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
