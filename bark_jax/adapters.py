@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import nnx
 
 from bark_jax import weights as checkpoints
@@ -379,17 +378,7 @@ def save(path: str | Path, adapter: Adapter) -> None:
             tensors[f"{network}.{linear}.b"] = np.ascontiguousarray(b)
     metadata = {"format": FORMAT, "fingerprint": adapter.fingerprint, "networks": json.dumps(parts)}
     with replacing(path) as part:
-        part.write_bytes(_ordered(safetensors.numpy.save(tensors, metadata)))
-
-
-def _ordered(file: bytes) -> bytes:
-    """A safetensors file with its metadata in order: the library's order changes, and equal adapters shall be equal."""
-    length = int.from_bytes(file[:8], "little")
-    header = json.loads(file[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + file[8 + length :]
+        part.write_bytes(checkpoints.serialized(tensors, metadata))
 
 
 def read(path: str | Path, config: BarkConfig) -> Adapter:

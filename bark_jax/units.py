@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import nnx
 from jax import lax
 
 from bark_jax.config import BarkConfig
 from bark_jax.files import replacing
+from bark_jax.gpt import LayerNorm
 from bark_jax.spectra import log_mel
-from bark_jax.weights import CheckpointError, fill, names
+from bark_jax.weights import CheckpointError, fill, names, serialized
 
 FORMAT = "bark-jax-units-1"
 """``format`` in the metadata of ``units.safetensors``."""
@@ -89,24 +89,11 @@ class Convolution(nnx.Module):
         return y + self.bias[...].astype(jnp.float32)
 
 
-class Norm(nnx.Module):
-    """Layer norm over the channels, with weight and bias."""
-
-    def __init__(self, width: int):
-        self.weight = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5)
-        return x * self.weight[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
-
-
 class UnitBlock(nnx.Module):
     """x → x + out(gelu(conv(norm(x))))."""
 
     def __init__(self, width: int, dilation: int, *, rngs: nnx.Rngs):
-        self.norm = Norm(width)
+        self.norm = LayerNorm(width, bias=True)
         self.conv = Convolution(width, 2 * width, 3, dilation=dilation, rngs=rngs)
         self.out = Convolution(2 * width, width, 1, rngs=rngs)
 
@@ -121,7 +108,7 @@ class LogMelUnits(nnx.Module):
         self.config = config
         self.conv_in = Convolution(config.n_mels, config.width, 5, stride=2, rngs=rngs)
         self.blocks = nnx.List(UnitBlock(config.width, 2 ** (i % 4), rngs=rngs) for i in range(config.n_blocks))
-        self.norm = Norm(config.width)
+        self.norm = LayerNorm(config.width, bias=True)
         self.head = Convolution(config.width, config.n_units, 1, rngs=rngs)
 
     def __call__(self, audio: jax.Array, frames: jax.Array | None = None) -> jax.Array:
@@ -182,7 +169,7 @@ def save(path: str | Path, config: UnitsConfig, tensors: Mapping[str, Any]) -> N
     metadata = {"format": FORMAT, "kind": "logmel", "config": json.dumps(dataclasses.asdict(config))}
     arrays = {name: np.ascontiguousarray(np.asarray(tensor)) for name, tensor in tensors.items()}
     with replacing(Path(path)) as part:
-        part.write_bytes(safetensors.numpy.save(arrays, metadata))
+        part.write_bytes(serialized(arrays, metadata))
 
 
 def check_fit(units: UnitsConfig, model: BarkConfig) -> None:

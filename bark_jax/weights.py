@@ -8,6 +8,7 @@ of where they came from: other formats are the converter's (``convert/``).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,11 +100,8 @@ class Writer:
         path = self._temporary / f"{network}.safetensors"
         size = sum(tensor.nbytes for tensor in tensors.values())
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        path.touch()
-        mode = path.stat().st_mode
         try:
-            safetensors.numpy.save_file(arrays, path)
-            path.chmod(mode)  # the library makes files that only their owner can read
+            write_file(path, arrays)
         except safetensors.SafetensorError as error:  # it reports a full disk as its own error
             raise OSError(f"cannot write {path} ({size:,} bytes): {error}") from error
         self._written.add(network)
@@ -119,6 +117,25 @@ class Writer:
                 raise CheckpointError(f"{self.folder}: network(s) {', '.join(missing)} were never written")
             (self._temporary / "tokenizer.json").write_text(self._tokenizer, "utf-8")
             (self._temporary / "config.json").write_text(self._config.to_json(), "utf-8")
+
+
+def write_file(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """`safetensors.numpy.save_file`, with the mode that files usually have: the library's only their owner can read."""
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.numpy.save_file(arrays, path, metadata=metadata)
+    path.chmod(mode)
+
+
+def serialized(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """A small safetensors file with its metadata in order: the library's order changes, and equals shall be equal."""
+    file = safetensors.numpy.save(arrays, metadata)
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[8 + length :]
 
 
 def is_native(folder: str | Path) -> bool:

@@ -35,10 +35,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
-import safetensors.numpy
 
 from bark_jax.files import replacing
 from bark_jax.train.config import TrainConfig
+from bark_jax.weights import write_file
 
 try:
     import fcntl
@@ -378,13 +378,10 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     """Write a safetensors file. Raises `OSError`, which names it, if that fails."""
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with replacing(path) as part:
-        part.touch()
-        mode = part.stat().st_mode
         try:
-            safetensors.numpy.save_file(arrays, part, metadata=dict(metadata))
+            write_file(part, arrays, dict(metadata))
         except safetensors.SafetensorError as error:  # it reports a full disk as its own error
             raise OSError(errno.EIO, str(error)) from error
-        part.chmod(mode)  # the library makes files that only their owner can read
 
 
 @contextlib.contextmanager

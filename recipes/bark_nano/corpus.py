@@ -5,8 +5,8 @@
     check   whisper-base listens to what was spoken: WORK/heard.jsonl, errors and seconds of each clip
     record  real recordings at 24 kHz: WORK/recordings/train and test
 
-Each can be stopped and started again. `clips` gives what the later steps use: the clips of the plan that whisper
-understood, and real recordings besides (`recordings`), which have no use for a text. What is held out is decided in the
+Each can be stopped and started again. `good` gives what the later steps use: the clips of the plan that whisper
+understood, and real recordings besides (`recorded`), which have no use for a text. What is held out is decided in the
 plan, before anything is trained: sentences that no clip of the training set says, and voices that say nothing in it.
 """
 
@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from bark_jax import audio as audio_files
 from bark_jax.files import replacing
-from recipes.bark_nano import sentences
+from recipes.bark_nano import run, sentences
 from recipes.bark_nano.teachers import KOKORO_JS, SAMPLE_RATE, Hibari, Kokoro, Reader, Style, voices
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -196,8 +197,6 @@ def _begin(assets: Path) -> None:
 
 
 def _speak(job: tuple[Clip, Path]) -> float:
-    import soundfile
-
     clip, path = job
     phonemes = _teachers["reader"](clip.text, british=clip.british)
     if clip.teacher == "hibari":
@@ -206,8 +205,7 @@ def _speak(job: tuple[Clip, Path]) -> float:
         audio = _teachers["kokoro"](phonemes, Style(clip.colour, clip.melody), speed=clip.speed)
     audio = trim(audio)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        soundfile.write(part, np.clip(audio, -1, 1), SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+    audio_files.write(path, audio, SAMPLE_RATE)
     return len(audio) / SAMPLE_RATE
 
 
@@ -262,18 +260,12 @@ def check(work: Path, whisper: Any) -> None:
 
 def record(work: Path, shared: Path) -> None:
     """Bring the real recordings to the rate of the corpus."""
-    import soundfile
-
-    from bark_jax import audio
-
     for split, paths in recordings(shared).items():
         for path in paths:
-            made = work / "recordings" / split / f"{path.stem}.flac"
+            made = recorded(work, split) / f"{path.stem}.flac"
             if not made.is_file():
                 made.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(made) as part:
-                    samples = np.clip(audio.read(path, SAMPLE_RATE), -1, 1)
-                    soundfile.write(part, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+                audio_files.write(made, audio_files.read(path, SAMPLE_RATE), SAMPLE_RATE)
         print(f"{split}: {len(paths)} recordings")
 
 
@@ -282,6 +274,11 @@ def record(work: Path, shared: Path) -> None:
 
 def audio_path(work: Path, id: str) -> Path:
     return work / "audio" / f"{id}.flac"
+
+
+def recorded(work: Path, split: str) -> Path:
+    """Folder of the real recordings of a split, "train" or "test"."""
+    return work / "recordings" / split
 
 
 def read_plan(work: Path) -> list[Clip]:
@@ -330,42 +327,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     planning = commands.add_parser("plan", help="decide who says what")
     planning.add_argument("--transcripts", type=Path, default=SHARED / "ljspeech" / "transcripts.tsv")
-    planning.add_argument("--bulk-hours", type=float, default=8.0, help="of hibari (8)")
-    planning.add_argument("--speakers", type=int, default=170, help="of Kokoro, besides 12 held out (170)")
-    planning.add_argument("--minutes", type=float, default=2.8, help="of each of them (2.8)")
+    planning.add_argument("--bulk-hours", type=float, default=10.0, help="of hibari (10)")
+    planning.add_argument("--speakers", type=int, default=155, help="of Kokoro, besides 12 held out (155)")
+    planning.add_argument("--minutes", type=float, default=2.2, help="of each of them (2.2)")
     speaking = commands.add_parser("speak", help="make the audio")
     speaking.add_argument("--workers", type=int, default=2, help="processes (2)")
     commands.add_parser("check", help="let whisper listen")
     recording = commands.add_parser("record", help="bring real recordings to 24 kHz")
     recording.add_argument("--shared", type=Path, default=SHARED, help="folder with librispeech/ and ljspeech/")
     options = parser.parse_args(argv)
-    work: Path = options.work
-    assets: Path = options.assets or work / "assets"
-    try:
-        if options.command == "plan":
-            clips = plan(
-                options.transcripts,
-                list(voices(assets)),
-                bulk_hours=options.bulk_hours,
-                n_speakers=options.speakers,
-                minutes=options.minutes,
-            )
-            work.mkdir(parents=True, exist_ok=True)
-            with replacing(work / "plan.jsonl") as part:
-                part.write_text("".join(json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips), "utf-8")
-            print(f"{len(clips):,} clips of {len({clip.voice for clip in clips})} voices")
-        elif options.command == "speak":
-            speak(work, assets, workers=options.workers)
-        elif options.command == "record":
-            record(work, options.shared)
-        else:
-            from recipes.bark_nano import listen
+    return run(lambda: _run(options, options.work, options.assets or options.work / "assets"))
 
-            check(work, listen.Whisper(assets))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+def _run(options: argparse.Namespace, work: Path, assets: Path) -> None:
+    if options.command == "plan":
+        clips = plan(
+            options.transcripts,
+            list(voices(assets)),
+            bulk_hours=options.bulk_hours,
+            n_speakers=options.speakers,
+            minutes=options.minutes,
+        )
+        work.mkdir(parents=True, exist_ok=True)
+        with replacing(work / "plan.jsonl") as part:
+            part.write_text("".join(json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips), "utf-8")
+        print(f"{len(clips):,} clips of {len({clip.voice for clip in clips})} voices")
+    elif options.command == "speak":
+        speak(work, assets, workers=options.workers)
+    elif options.command == "record":
+        record(work, options.shared)
+    else:
+        from recipes.bark_nano import listen
+
+        check(work, listen.Whisper(assets))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from flax import nnx
 
 from bark_jax import codec as codecs
 from bark_jax import weights
-from bark_jax.audio import read
+from bark_jax.audio import read, write
 from bark_jax.codec import Codec
 from bark_jax.files import replacing
-from recipes.bark_nano import corpus
+from recipes.bark_nano import corpus, run
 from recipes.bark_nano.train_codec import CONFIG
 
 RATE = CONFIG.sample_rate
@@ -49,7 +49,7 @@ def clips(work: Path, n_voices: int, n_real: int) -> list[tuple[str, str | None,
     held = [clip for clip in corpus.read_plan(work) if clip.split == "heldout"]
     held = [clip for clip in held if corpus.audio_path(work, clip.id).is_file()]
     said = sorted(held, key=lambda clip: (clip.id.rsplit("/", 1)[1], clip.voice))[:n_voices]
-    real = sorted((work / "recordings" / "test").glob("*.flac"), key=lambda path: (path.stem.rsplit("-", 1)[1], path))
+    real = sorted(corpus.recorded(work, "test").glob("*.flac"), key=lambda path: (path.stem.rsplit("-", 1)[1], path))
     out: list[tuple[str, str | None, Path]] = [(c.id, c.text, corpus.audio_path(work, c.id)) for c in said]
     return out + [(f"librispeech/{path.stem}", None, path) for path in real[:n_real]]
 
@@ -107,18 +107,22 @@ def judge(work: Path, codec: Codec, *, n_voices: int, n_real: int) -> tuple[list
             copy = copy[: len(audio)]
             row = {"clip": name, "coder": label, "seconds": round(len(audio) / RATE, 3), "text": text}
             rows.append(row | {key: round(value, 4) for key, value in scores(source, _resample(copy)).items()})
-            _keep(folder / label.replace(" ", "-").replace("/", "-") / f"{name.replace('/', '_')}.flac", copy)
-        _keep(folder / "source" / f"{name.replace('/', '_')}.flac", audio)
+            _keep(copy_path(work, label, name), copy)
+        _keep(copy_path(work, "source", name), audio)
     with replacing(folder / "clips.jsonl") as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return rows, used, decoded / spent
 
 
-def _keep(path: Path, audio: np.ndarray) -> None:
-    import soundfile
+def copy_path(work: Path, coder: str, clip: str) -> Path:
+    """Where a coder's copy of a clip is kept."""
+    folder = work / "evaluation" / "codec" / coder.replace(" ", "-").replace("/", "-")
+    return folder / f"{clip.replace('/', '_')}.flac"
 
+
+def _keep(path: Path, audio: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.clip(audio, -1, 1), RATE, subtype="PCM_16")
+    write(path, audio, RATE)
 
 
 def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any, coder: str) -> float:
@@ -128,8 +132,7 @@ def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any, coder:
     from recipes.bark_nano import listen
 
     texts = {row["clip"]: row["text"] for row in rows if row["text"]}
-    folder = work / "evaluation" / "codec" / coder.replace(" ", "-").replace("/", "-")
-    items = [SimpleNamespace(text=text, path=folder / f"{c.replace('/', '_')}.flac") for c, text in texts.items()]
+    items = [SimpleNamespace(text=text, path=copy_path(work, coder, clip)) for clip, text in texts.items()]
     wrong = total = 0
     for pack in listen.packs(items, lambda item: item.path):
         for _, _, errors, words in whisper.compare(pack):
@@ -184,20 +187,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--real", type=int, default=40, help="clips of LibriSpeech's test speakers (40)")
     parser.add_argument("--no-wer", action="store_true", help="do not let whisper listen")
     options = parser.parse_args(argv)
-    try:
-        result = evaluate_codec(
-            options.work,
-            options.assets or options.work / "assets",
-            options.work / "codec" / "codec.safetensors",
-            n_voices=options.voices,
-            n_real=options.real,
-            wer=not options.no_wer,
+    return run(
+        lambda: print(
+            json.dumps(
+                evaluate_codec(
+                    options.work,
+                    options.assets or options.work / "assets",
+                    options.work / "codec" / "codec.safetensors",
+                    n_voices=options.voices,
+                    n_real=options.real,
+                    wer=not options.no_wer,
+                )
+            )
         )
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
-    return 0
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from jax import lax
 from bark_jax import weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
-from recipes.bark_nano import corpus
+from recipes.bark_nano import corpus, run
 from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, mel_distance
 
 CONFIG = CodecConfig(n_filters=16)
@@ -386,14 +386,14 @@ def files(work: Path) -> tuple[list[Path], list[Path]]:
     """Synthetic and real files to train on."""
     said = [clip for clip in corpus.read_plan(work) if clip.split == "train"]
     synthetic = [path for clip in said if (path := corpus.audio_path(work, clip.id)).is_file()]
-    return synthetic, sorted((work / "recordings" / "train").glob("*.flac"))
+    return synthetic, sorted(corpus.recorded(work, "train").glob("*.flac"))
 
 
 def train(work: Path, settings: Settings, *, minutes: float, save_minutes: float, log_every: int) -> None:
     """Train until the settings' steps are made or the time is over."""
     trainer = Trainer(settings)
-    run = Run(work / "codec", settings)
-    step, state = run.restore(trainer.start())
+    kept = Run(work / "codec", settings)
+    step, state = kept.restore(trainer.start())
     crops = Crops(*files(work), settings, trainer.config.sample_rate)
     print(f"step {step:,}; {len(crops.synthetic):,} clips, {len(crops.real):,} recordings", flush=True)
     began = saved = logged = time.monotonic()
@@ -410,13 +410,13 @@ def train(work: Path, settings: Settings, *, minutes: float, save_minutes: float
             if not np.isfinite(values["loss"]):
                 raise RuntimeError(f"the loss at step {step} is {values['loss']}; the last checkpoint is intact")
             now = time.monotonic()
-            run.log(step=step, seconds=round((now - logged) / (step - last), 3), **values)
+            kept.log(step=step, seconds=round((now - logged) / (step - last), 3), **values)
             print(step, values, f"{(now - logged) / (step - last):.2f} s a step", flush=True)
             logged, last = now, step
         now = time.monotonic()
         over = now - began > 60 * minutes
         if over or now - saved > 60 * save_minutes or step == settings.steps:
-            run.save(step, state)
+            kept.save(step, state)
             saved = now
         if over:
             break
@@ -450,21 +450,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings(
         **{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings) if hasattr(options, f.name)}
     )
-    try:
-        if options.export:
-            print(export(options.work, settings))
-        else:
-            train(
-                options.work,
-                settings,
-                minutes=options.minutes,
-                save_minutes=options.save_minutes,
-                log_every=options.log_every,
-            )
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.export:
+        return run(lambda: print(export(options.work, settings)))
+    return run(
+        lambda: train(
+            options.work,
+            settings,
+            minutes=options.minutes,
+            save_minutes=options.save_minutes,
+            log_every=options.log_every,
+        )
+    )
 
 
 if __name__ == "__main__":

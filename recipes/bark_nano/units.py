@@ -13,7 +13,6 @@ the same position, and the mean of that position is taken off: then 96 % agree w
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from bark_jax.files import replacing
-from recipes.bark_nano import corpus, listen
+from recipes.bark_nano import corpus, listen, run
 
 N_UNITS = 500
 WINDOW, KEPT = 100, 20
@@ -89,7 +88,7 @@ def sources(work: Path) -> list[tuple[str, Path, str]]:
     clips = {**corpus.good(work), **heldout}
     found = [(id_, corpus.audio_path(work, id_), clip.split) for id_, clip in clips.items()]
     for split in ("train", "test"):
-        files = sorted((work / "recordings" / split).glob("*.flac"))
+        files = sorted(corpus.recorded(work, split).glob("*.flac"))
         found += [(f"recordings/{split}/{file.stem}", file, {"test": "heldout"}.get(split, split)) for file in files]
     return [item for item in found if item[1].is_file()]
 
@@ -187,6 +186,8 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
         number += 1
         if number % 50 == 0:
             print(f"{number} loss {float(value):.3f}, right {float(right):.1%}", flush=True)
+        if number % 500 == 0:
+            manager.save(number, args=ocp.args.StandardSave((params, state)))
     if number != manager.latest_step():
         manager.save(number, args=ocp.args.StandardSave((params, state)))
     manager.wait_until_finished()
@@ -233,24 +234,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     training.add_argument("--minutes", type=float, default=1e9)
     options = parser.parse_args(argv)
     work, assets = options.work, options.assets or options.work / "assets"
-    try:
-        if options.command == "cluster":
-            cluster(work, Features(assets, threads=options.threads), clips=options.clips)
-        elif options.command == "label":
-            label(work, Features(assets, threads=options.threads))
-        else:
-            train(
-                work,
-                steps=options.steps,
-                batch=options.batch,
-                seconds=options.seconds,
-                rate=options.rate,
-                minutes=options.minutes,
-            )
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.command == "cluster":
+        return run(lambda: cluster(work, Features(assets, threads=options.threads), clips=options.clips))
+    if options.command == "label":
+        return run(lambda: label(work, Features(assets, threads=options.threads)))
+    return run(
+        lambda: train(
+            work,
+            steps=options.steps,
+            batch=options.batch,
+            seconds=options.seconds,
+            rate=options.rate,
+            minutes=options.minutes,
+        )
+    )
 
 
 if __name__ == "__main__":
