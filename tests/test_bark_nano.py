@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
 from pathlib import Path
@@ -17,9 +18,11 @@ pytest.importorskip("orbax.checkpoint")
 import safetensors.numpy
 from flax import nnx
 
+from bark_jax import codec as codecs
+from bark_jax import weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
-from recipes.bark_nano import corpus, critic, listen, sentences, train_codec
+from recipes.bark_nano import corpus, critic, evaluate, listen, rows, sentences, train_codec, units
 
 LANGUAGES = {"a": 11, "b": 4, "e": 3, "j": 5}
 NAMES = [
@@ -220,6 +223,85 @@ class TestRun:
         parts = run(tmp_path / "again", 0.0, 1e9)  # a step, then the rest
         for name, tensor in whole.items():
             np.testing.assert_array_equal(parts[name], tensor)
+
+
+class TestRows:
+    @pytest.mark.parametrize("labels", range(1, 9))
+    @pytest.mark.parametrize("frames", range(2, 12))
+    def test_units_and_codes_cover_the_same_time(self, labels: int, frames: int) -> None:
+        semantic, fine = rows.fit(np.arange(labels), np.zeros((8, frames)))
+        assert fine.shape[1] == len(semantic) * 3 // 2 and len(semantic) >= 1
+        assert len(semantic) == labels or (len(semantic) + 1) * 3 // 2 > frames
+
+    def test_speakers_of_recordings(self) -> None:
+        assert rows.voice_of("recordings/train/103-1240-0000") == "recorded-103"
+        assert rows.voice_of("recordings/train/LJ001-0029") == "recorded-LJ001"
+
+    @pytest.fixture
+    def work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Two clips that were understood, one that was not, one held out, one recording; all labelled."""
+        soundfile = pytest.importorskip("soundfile")
+        monkeypatch.setattr(evaluate, "CONFIG", SMALL)
+        rng = np.random.default_rng(0)
+        clips, heard = [], []
+        for i, split in enumerate(("train", "validation", "train", "heldout")):
+            clips.append(corpus.Clip(f"v{i}/0", f"v{i}", "kokoro", split, f"Line {i}.", False, 1.0, 0, {}, {}))
+            heard.append({"id": f"v{i}/0", "seconds": 2.0, "errors": 3 * (i == 2), "words": 3})
+        (tmp_path / "plan.jsonl").write_text("".join(json.dumps(clip.__dict__) + "\n" for clip in clips))
+        (tmp_path / "heard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in heard))
+        for i, id_ in enumerate([*(clip.id for clip in clips), "recordings/train/19-1-0"]):
+            recording = id_.startswith("recordings")
+            path = tmp_path / f"{id_}.flac" if recording else corpus.audio_path(tmp_path, id_)
+            labels = units.label_path(tmp_path, id_)
+            for made in (path, labels):
+                made.parent.mkdir(parents=True, exist_ok=True)
+            audio = 0.1 * rng.standard_normal(24_000 + 777 * i)
+            soundfile.write(path, audio, 24_000)
+            np.save(labels, rng.integers(0, units.N_UNITS, len(audio) // 480).astype(np.uint16))
+        (tmp_path / "codec").mkdir()
+        tensors = weights.names(Codec(SMALL, rngs=nnx.Rngs(0)))
+        safetensors.numpy.save_file(
+            {name: np.asarray(x) for name, x in tensors.items()}, tmp_path / "codec" / "codec.safetensors"
+        )
+        np.savez(tmp_path / "units" / "clusters.npz", x=np.zeros(1))
+        return tmp_path
+
+    def test_rows_are_what_the_trainer_reads(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pq = pytest.importorskip("pyarrow.parquet")
+        monkeypatch.setattr(rows, "CLIPS_AT_ONCE", 3)
+        rows.write(work)
+        files = sorted((work / "rows").glob("*.parquet"))
+        found = {row["id"]: row for file in files for row in pq.read_table(file).to_pylist()}
+        assert [file.name for file in files] == ["recorded-00000.parquet", "said-00000.parquet"]
+        assert set(found) == {"v0/0", "v1/0", "recordings/train/19-1-0"}
+        one, recording = found["v1/0"], found["recordings/train/19-1-0"]
+        assert (one["split"], one["text"], one["voice"]) == ("validation", "Line 1.", "v1")
+        assert (recording["split"], recording["text"], recording["voice"]) == ("train", None, "recorded-19")
+        codec = Codec(SMALL, rngs=nnx.Rngs(0))
+        audio = listen.load(corpus.audio_path(work, "v1/0"), SMALL.sample_rate)
+        wanted = np.asarray(codecs.encode(codec, audio))[:, : len(one["semantic"]) * 3 // 2]
+        np.testing.assert_array_equal(one["fine"], wanted)
+        np.testing.assert_array_equal(one["coarse"], wanted[:2])
+        np.testing.assert_array_equal(one["semantic"], np.load(units.label_path(work, "v1/0"))[: len(one["semantic"])])
+
+    def test_it_goes_on_and_refuses_another_codec(self, work: Path) -> None:
+        rows.write(work)
+        (made,) = (work / "rows").glob("said-*.parquet")
+        before = made.read_bytes()
+        made.unlink()
+        rows.write(work)
+        assert made.read_bytes() == before
+        np.savez(work / "units" / "clusters.npz", x=np.ones(1))
+        with pytest.raises(ValueError, match="another codec or other units"):
+            rows.write(work)
+        (work / "rows" / "made-from.json").unlink()
+        with pytest.raises(FileExistsError, match="made-from"):
+            rows.write(work)
+
+    def test_all_clips_must_have_units(self, work: Path) -> None:
+        units.label_path(work, "v0/0").unlink()
+        with pytest.raises(ValueError, match="1 clips have no units"):
+            rows.write(work)
 
 
 def test_recipe_needs_no_teacher_to_import() -> None:

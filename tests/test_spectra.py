@@ -17,7 +17,7 @@ def test_stft_is_numpys() -> None:
     wanted = np.fft.rfft(frames * window) / np.sqrt(np.sum(window**2))
     assert real.shape == wanted.shape
     np.testing.assert_allclose(real, wanted.real, atol=1e-5)
-    np.testing.assert_allclose(imaginary, -wanted.imag, atol=1e-5)
+    np.testing.assert_allclose(imaginary, wanted.imag, atol=1e-5)
 
 
 def test_mel_filters_cover_everything() -> None:

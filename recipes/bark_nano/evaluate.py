@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import sys
 import time
@@ -140,6 +141,81 @@ def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any, coder:
     return wrong / max(total, 1)
 
 
+def judge_units(work: Path) -> dict[str, float]:
+    """How well the network of step 3 does on held-out voices.
+
+    ``unit_agreement`` is the share of its frames that are the k-means unit. ``unit_order`` is the share of comparisons
+    where one sentence by two voices is nearer than two sentences by one of them; distances are edit distances of the
+    network's units over the length of the longer sequence.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    from bark_jax import units as networks
+    from recipes.bark_nano import units
+
+    network = networks.load(work / "units" / "units.safetensors")
+    clips = {clip.id: clip for clip in corpus.read_plan(work)}
+    found: dict[str, np.ndarray] = {}
+    right: dict[str, list[tuple[int, int]]] = {"held-out voices": [], "LibriSpeech": []}
+    for id_, path, split in units.sources(work):
+        if split == "heldout":
+            found[id_] = networks.encode(network, read(path, RATE))
+            known = np.load(units.label_path(work, id_))
+            n = min(len(known), len(found[id_]))
+            kind = "held-out voices" if id_ in clips else "LibriSpeech"
+            right[kind].append((int(np.sum(found[id_][:n] == known[:n])), n))
+    shares = {kind: sum(a for a, _ in pairs) / max(1, sum(n for _, n in pairs)) for kind, pairs in right.items()}
+    voices: dict[str, dict[str, np.ndarray]] = {}
+    for id_ in sorted(found.keys() & clips.keys()):
+        voices.setdefault(clips[id_].voice, {})[clips[id_].text] = found[id_]
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        return Levenshtein.normalized_distance(a.tolist(), b.tolist())
+
+    same, other, ordered = [], [], []
+    for one, two in itertools.permutations(voices, 2):
+        both = [text for text in voices[one] if text in voices[two]]
+        for a, b in itertools.pairwise([*both, *both[:1]]):
+            if a != b:
+                same.append(distance(voices[one][a], voices[two][a]))
+                other.append(distance(voices[one][a], voices[one][b]))
+                ordered.append(same[-1] < other[-1])
+    agreed = ", ".join(f"{share:.1%} ({kind})" for kind, share in shares.items())
+    print(f"units            {agreed} of the frames agree with k-means")
+    print(
+        f"                 edit distance {np.mean(same):.3f} of one sentence by two voices, {np.mean(other):.3f} of two"
+    )
+    return {"unit_agreement": shares["held-out voices"], "unit_order": float(np.mean(ordered))}
+
+
+def picture(work: Path, rows: Sequence[dict[str, Any]], count: int = 4) -> Path:
+    """Spectrograms of source and copy of some clips, of both kinds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    names = sorted({row["clip"] for row in rows})
+    real = [name for name in names if name.startswith("librispeech")]
+    said = [name for name in names if name not in real]
+    chosen = [kind[i * len(kind) // (count // 2)] for kind in (said, real) for i in range(min(count // 2, len(kind)))]
+    figure, axes = plt.subplots(len(chosen), 2, figsize=(11, 2.1 * len(chosen)), sharey=True, squeeze=False)
+    for line, name in zip(axes, chosen, strict=True):
+        for axis, coder in zip(line, ("source", "8 codebooks"), strict=True):
+            audio = read(copy_path(work, coder, name), RATE)[: 4 * RATE]
+            axis.specgram(audio + 1e-6, NFFT=1024, noverlap=768, Fs=RATE / 1000, vmin=-110, vmax=-20, cmap="magma")
+            axis.set_title(f"{name}: {coder}", fontsize=8)
+        line[0].set_ylabel("kHz")
+    for axis in axes[-1]:
+        axis.set_xlabel("ms")
+    path = work / "evaluation" / "codec" / "spectrograms.png"
+    figure.tight_layout()
+    with replacing(path) as part:
+        figure.savefig(part, dpi=70, format="png")
+    plt.close(figure)
+    return path
+
+
 def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_real: int, wer: bool) -> dict[str, Any]:
     """All figures of the codec."""
     rows, used, speed = judge(work, load_codec(path), n_voices=n_voices, n_real=n_real)
@@ -174,6 +250,9 @@ def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_rea
         source, copy = (word_errors(work, rows, whisper, coder) for coder in ("source", "8 codebooks"))
         print(f"word errors      {source:.1%} of the source, {copy:.1%} of the copy")
         result["wer_delta"] = 100 * (copy - source)
+    if (work / "units" / "units.safetensors").is_file():
+        result |= judge_units(work)
+    print(f"spectrograms     {picture(work, rows)}")
     print(f"weights          {result['codec_mb']:.1f} MB as bfloat16; decoding {speed:.0f} x real time")
     return {key: round(value, 4) for key, value in result.items()}
 

@@ -39,8 +39,9 @@ from bark_jax.config import CodecConfig
 from recipes.bark_nano import corpus, run
 from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, mel_distance
 
-CONFIG = CodecConfig(n_filters=16)
-"""A quarter of the weights of EnCodec's: 3.7 million, and 1 million in the codebooks."""
+CONFIG = CodecConfig(n_filters=20, ratios=(2, 4, 5, 8), lstm_layers=1)
+"""3.1 million weights, and 1 million in the codebooks; EnCodec's has 15 million. Its ratios the other way round: most
+layers work at a low rate, so a step takes two thirds of the time, and learns as much (`benchmarks/NOTES.md`)."""
 
 BOOKS = "quantizer.codebooks"
 
@@ -49,14 +50,14 @@ BOOKS = "quantizer.codebooks"
 class Settings:
     """Of a run; kept with it, and compared when it goes on."""
 
-    batch: int = 16
+    batch: int = 8
     seconds: float = 1.0
     """Of a crop."""
-    steps: int = 40_000
-    quantize_from: int = 1_000
-    critics_from: int = 20_000
-    learning_rate: float = 6e-4
-    warmup: int = 500
+    steps: int = 30_000
+    quantize_from: int = 600
+    critics_from: int = 26_000
+    learning_rate: float = 8e-4
+    warmup: int = 200
     last_rate: float = 0.05
     """Share of the learning rate at the end of the cosine."""
     critic_rate: float = 2e-4
