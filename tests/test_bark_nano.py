@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -190,11 +192,51 @@ class TestQuantizer:
         assert first.vectors.shape == (1, 16, 8) and np.isfinite(first.vectors).all()
 
 
+RUN = train_codec.Settings(
+    batch=2, seconds=0.2, steps=5, quantize_from=2, critics_from=3, warmup=2, critic_filters=2, critic_windows=(256,)
+)
+
+
+class TestTrainer:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_two_devices_do_what_one_does(self, dtype: str, tmp_path: Path) -> None:
+        script = f"""if True:
+            import dataclasses, jax, numpy as np
+            from tests.test_bark_nano import RUN, SMALL
+            from recipes.bark_nano.train_codec import Trainer
+            settings = dataclasses.replace(RUN, critic_dtype={dtype!r})
+            audio = 0.1 * np.random.default_rng(0).standard_normal((5, 2, 4800)).astype(np.float32)
+            found = []
+            for devices in (jax.devices()[:1], jax.devices()):
+                trainer = Trainer(settings, SMALL, devices)
+                state, losses = trainer.start(), []
+                for number, batch in enumerate(audio):
+                    state, metrics = trainer.step(state, batch, number)
+                    losses.append([float(metrics[name]) for name in sorted(metrics)])
+                assert len(state.params["encoder.conv_in.weight"].sharding.device_set) == len(devices)
+                found.append(losses)
+            for one, two in zip(*found, strict=True):
+                np.testing.assert_allclose(two, one, rtol={2e-3 if dtype == "float32" else 2e-2})
+            try:
+                Trainer(dataclasses.replace(settings, batch=3), SMALL)
+            except ValueError as error:
+                assert "multiple of the 2 devices" in str(error)
+                print("done")
+        """
+        env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        root = Path(__file__).parents[1]
+        child = subprocess.run(
+            [sys.executable, "-c", script], cwd=root, env=env, capture_output=True, text=True, timeout=600
+        )
+        assert child.stdout.strip() == "done", child.stderr
+
+
 class TestRun:
     @pytest.mark.slow
     def test_resumed_is_uninterrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         soundfile = pytest.importorskip("soundfile")
-        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL,))
+        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None))
         t = np.arange(24_000) / 24_000
         (tmp_path / "recordings" / "train").mkdir(parents=True)
         (tmp_path / "plan.jsonl").touch()
@@ -202,19 +244,14 @@ class TestRun:
             wave = 0.5 * np.sin(2 * np.pi * (200 + 100 * i) * t)
             soundfile.write(tmp_path / "recordings" / "train" / f"{i}.flac", wave, 24_000)
 
-        settings = train_codec.Settings(
-            batch=2, seconds=0.2, steps=5, quantize_from=2, critics_from=3, warmup=2, critic_filters=2,
-            critic_windows=(256,),
-        )  # fmt: skip
-
         def run(folder: Path, *minutes: float) -> dict[str, np.ndarray]:
             (folder / "recordings").mkdir(parents=True, exist_ok=True)
             if folder != tmp_path:
                 (folder / "recordings" / "train").symlink_to(tmp_path / "recordings" / "train")
                 (folder / "plan.jsonl").touch()
             for limit in minutes:
-                train_codec.train(folder, settings, minutes=limit, save_minutes=1e9, log_every=1)
-            return safetensors.numpy.load_file(train_codec.export(folder, settings))
+                train_codec.train(folder, RUN, minutes=limit, save_minutes=1e9, log_every=1)
+            return safetensors.numpy.load_file(train_codec.export(folder, RUN))
 
         whole = run(tmp_path, 1e9)
         assert set(whole) == set(train_codec.weights.names(Codec(SMALL, rngs=nnx.Rngs(0))))

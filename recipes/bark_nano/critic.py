@@ -6,6 +6,7 @@ The distance is DAC's multi-scale mel distance; the critics are EnCodec's multi-
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -31,7 +32,9 @@ def mel_distance(a: jax.Array, b: jax.Array, sample_rate: int) -> jax.Array:
 
 
 class NormConv(nnx.Module):
-    """2-D convolution (time, frequency) with weight norm: direction (KT, KF, in, out) and size (out,)."""
+    """2-D convolution (time, frequency) with weight norm: direction (KT, KF, in, out) and size (out,). Takes and gives
+    float32; `dtype` is that of the products.
+    """
 
     def __init__(
         self,
@@ -41,9 +44,10 @@ class NormConv(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        self.stride, self.dilation = stride, dilation
+        self.stride, self.dilation, self.dtype = stride, dilation, dtype
         shape = (*kernel, n_in, n_out)
         self.direction = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
         self.size = nnx.Param(jnp.full((n_out,), 1.4, jnp.float32))
@@ -54,29 +58,30 @@ class NormConv(nnx.Module):
         weight = direction * (self.size[...] * lax.rsqrt(jnp.sum(jnp.square(direction), axis=(0, 1, 2)) + 1e-12))
         kt, kf = weight.shape[:2]
         y = lax.conv_general_dilated(
-            x,
-            weight,
+            x.astype(self.dtype),
+            weight.astype(self.dtype),
             window_strides=(1, self.stride),
             padding=((self.dilation * (kt // 2),) * 2, (kf // 2,) * 2),
             rhs_dilation=(self.dilation, 1),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + self.bias[...]
+        return y.astype(jnp.float32) + self.bias[...]
 
 
 class STFTCritic(nnx.Module):
     """A spectrogram → a map of marks, 1 for speech and 0 for a copy, and what its layers saw."""
 
-    def __init__(self, window: int, filters: int, *, rngs: nnx.Rngs):
+    def __init__(self, window: int, filters: int, *, dtype: str = "float32", rngs: nnx.Rngs):
         self.window = window
+        conv = functools.partial(NormConv, dtype=dtype, rngs=rngs)
         self.convs = nnx.List(
             [
-                NormConv(2, filters, (3, 9), rngs=rngs),
-                *(NormConv(filters, filters, (3, 9), stride=2, dilation=2**i, rngs=rngs) for i in range(3)),
-                NormConv(filters, filters, (3, 3), rngs=rngs),
+                conv(2, filters, (3, 9)),
+                *(conv(filters, filters, (3, 9), stride=2, dilation=2**i) for i in range(3)),
+                conv(filters, filters, (3, 3)),
             ]
         )
-        self.out = NormConv(filters, 1, (3, 3), rngs=rngs)
+        self.out = conv(filters, 1, (3, 3))
 
     def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         x = jnp.stack(stft(audio, self.window, self.window // 4), axis=-1)
@@ -90,8 +95,8 @@ class STFTCritic(nnx.Module):
 class Critics(nnx.Module):
     """One critic for each window."""
 
-    def __init__(self, windows: tuple[int, ...], filters: int, *, rngs: nnx.Rngs):
-        self.critics = nnx.List(STFTCritic(window, filters, rngs=rngs) for window in windows)
+    def __init__(self, windows: tuple[int, ...], filters: int, *, dtype: str = "float32", rngs: nnx.Rngs):
+        self.critics = nnx.List(STFTCritic(window, filters, dtype=dtype, rngs=rngs) for window in windows)
 
     def __call__(self, audio: jax.Array) -> list[tuple[jax.Array, list[jax.Array]]]:
         return [critic(audio) for critic in self.critics]
