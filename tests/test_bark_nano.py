@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -198,6 +199,10 @@ RUN = train_codec.Settings(
 
 
 class TestTrainer:
+    def test_crops_must_be_whole_frames(self) -> None:
+        with pytest.raises(ValueError, match="a crop must be a whole number of frames"):
+            train_codec.Trainer(dataclasses.replace(RUN, seconds=0.0101), SMALL)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_two_devices_do_what_one_does(self, dtype: str, tmp_path: Path) -> None:

@@ -191,13 +191,16 @@ class Trainer:
       devices: default: all of this process.
 
     Raises:
-      ValueError: a batch that does not divide over the devices.
+      ValueError: a batch that does not divide over the devices, crops that are no whole number of frames.
     """
 
     def __init__(self, settings: Settings, config: CodecConfig = CONFIG, devices: Sequence[jax.Device] | None = None):
         devices = list(devices or jax.local_devices())
         if settings.batch % len(devices):
             raise ValueError(f"batch is {settings.batch}: it must be a multiple of the {len(devices)} devices")
+        if round(settings.seconds * config.sample_rate) % config.hop_length:
+            frame = f"{config.hop_length / config.sample_rate:.6g} s"
+            raise ValueError(f"seconds is {settings.seconds}: a crop must be a whole number of frames of {frame}")
         mesh = Mesh(np.array(devices), ("data",))
         self._everywhere, self._rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
         self.settings, self.config = settings, config
@@ -325,7 +328,7 @@ class Crops:
         if not synthetic and not real:
             raise ValueError("there is nothing to train on: make the corpus first")
         self.synthetic, self.real, self.settings = list(synthetic), list(real), settings
-        self.size = int(settings.seconds * rate)
+        self.size = round(settings.seconds * rate)
 
     def __getitem__(self, number: int) -> np.ndarray:
         """(batch, samples) float32."""
