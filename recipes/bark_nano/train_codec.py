@@ -52,8 +52,8 @@ BOOKS = "quantizer.codebooks"
 class Settings:
     """Of a run; kept with it, and compared when it goes on."""
 
-    batch: int = 8
-    seconds: float = 1.0
+    batch: int = 4
+    seconds: float = 0.48
     """Of a crop."""
     steps: int = 30_000
     quantize_from: int = 600
