@@ -44,8 +44,13 @@ def stft(audio: jax.Array, size: int, hop: int) -> tuple[jax.Array, jax.Array]:
     return spectrum.real, spectrum.imag
 
 
-def log_mel(audio: jax.Array, size: int, hop: int, n_mels: int, sample_rate: int) -> jax.Array:
-    """(B, N) → (B, frames, n_mels): natural logarithms of magnitudes, not below that of 1e-5."""
+def mel(audio: jax.Array, size: int, hop: int, n_mels: int, sample_rate: int) -> jax.Array:
+    """(B, N) → (B, frames, n_mels): magnitudes."""
     real, imaginary = stft(audio, size, hop)
     magnitude = jnp.sqrt(jnp.square(real) + jnp.square(imaginary) + 1e-12)
-    return jnp.log(jnp.maximum(magnitude @ jnp.asarray(mel_filters(size, n_mels, sample_rate)), 1e-5))
+    return magnitude @ jnp.asarray(mel_filters(size, n_mels, sample_rate))
+
+
+def log_mel(audio: jax.Array, size: int, hop: int, n_mels: int, sample_rate: int) -> jax.Array:
+    """(B, N) → (B, frames, n_mels): natural logarithms of magnitudes, not below that of 1e-5."""
+    return jnp.log(jnp.maximum(mel(audio, size, hop, n_mels, sample_rate), 1e-5))

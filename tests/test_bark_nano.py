@@ -26,6 +26,7 @@ from bark_jax import weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
 from recipes.bark_nano import corpus, critic, evaluate, listen, rows, sentences, train_codec, units
+from recipes.bark_nano.linear_start import linear_start
 
 LANGUAGES = {"a": 11, "b": 4, "e": 3, "j": 5}
 NAMES = [
@@ -152,6 +153,30 @@ class TestCritic:
         near, far = a + 0.01, a * 0.1
         found = [float(critic.mel_distance(a, x, 24_000)) for x in (a, near, far)]
         assert found[0] == 0 < found[1] < found[2]
+
+
+class TestLinearStart:
+    def test_the_waveform_passes(self) -> None:
+        """Speech-like noise of 8 components in 32 samples: all that can be carried is."""
+        config = CodecConfig(n_filters=8, dimension=32, ratios=(4, 8), lstm_layers=2, n_codebooks=1, codebook_size=16)
+        rng = np.random.default_rng(0)
+        audio = np.repeat(np.cumsum(rng.standard_normal((4, 64)), axis=1), 4, axis=1)
+        audio = audio / np.abs(audio).max() * 0.9
+        codec = Codec(config, rngs=nnx.Rngs(0))
+        tensors = {name: np.asarray(x) for name, x in weights.names(codec).items()}
+        before = {name: x.copy() for name, x in tensors.items()}
+        made = linear_start(tensors, config, audio)
+        assert {name: x.shape for name, x in made.items()} == {name: x.shape for name, x in tensors.items()}
+        for name, x in before.items():
+            np.testing.assert_array_equal(tensors[name], x)
+
+        def left_over(tensors: dict[str, np.ndarray]) -> float:
+            full = weights.fill(codec, {name: jnp.asarray(x, jnp.float32) for name, x in tensors.items()})
+            out = np.asarray(full.decoder(full.encoder(jnp.asarray(audio, jnp.float32))))
+            return float(np.sum(np.square(out - audio)) / np.sum(np.square(audio)))
+
+        assert left_over(tensors) > 0.5
+        assert left_over(made) < 0.1
 
 
 class TestQuantizer:

@@ -14,10 +14,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from bark_jax.spectra import log_mel, stft
+from bark_jax.spectra import mel, stft
 
 MELS = ((64, 8), (128, 16), (256, 32), (512, 64), (1024, 96), (2048, 128))
 """Window and number of mel bands of each scale; hops are a quarter of the window."""
+
+FLOOR = 1e-3
+"""Added to magnitudes before the logarithm, some 60 dB below speech: what is much quieter counts little."""
+
+
+def wave_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Mean absolute difference of (B, N) and (B, N), in units of each row's mean size in `b`."""
+    return jnp.mean(jnp.mean(jnp.abs(a - b), axis=1) / (jnp.mean(jnp.abs(b), axis=1) + 1e-3))
 
 
 def mel_distance(a: jax.Array, b: jax.Array, sample_rate: int) -> jax.Array:
@@ -26,7 +34,7 @@ def mel_distance(a: jax.Array, b: jax.Array, sample_rate: int) -> jax.Array:
     both = jnp.pad(jnp.concatenate([a, b]), ((0, 0), (512, 512)))
     total = jnp.zeros(())
     for size, n_mels in MELS:
-        x, y = jnp.split(log_mel(both, size, size // 4, n_mels, sample_rate), 2)
+        x, y = jnp.split(jnp.log(mel(both, size, size // 4, n_mels, sample_rate) + FLOOR), 2)
         total += jnp.mean(jnp.abs(x - y))
     return total / len(MELS)
 

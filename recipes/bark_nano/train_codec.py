@@ -3,9 +3,10 @@ it is started again, and can be stopped at any time.
 
     crops of speech ─▶ encoder ─▶ residual quantizer ─▶ decoder ─▶ mel distance, critics
 
-Three phases: without the quantizer, until the encoder's vectors are worth quantizing; with it; with critics besides.
-The codebooks are running means of the vectors they stand for (EnCodec's EMA), codes that nothing falls to are given a
-vector of the batch, and some rows use a few codebooks only, so that the first ones carry the most.
+It starts from a linear transform (`linear_start`). Up to three phases: without the quantizer (none by default); with
+it; with critics besides. The codebooks are running means of the vectors they stand for (EnCodec's EMA), codes that
+nothing falls to are given a vector of the batch, and some rows use a few codebooks only, so that the first ones carry
+the most.
 
 ``WORK/codec`` holds checkpoints and ``metrics.jsonl``; ``--export`` writes ``WORK/codec/codec.safetensors``, which any
 checkpoint folder with this config loads, from the running mean of the weights.
@@ -39,7 +40,8 @@ from bark_jax import weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
 from recipes.bark_nano import corpus, run
-from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, mel_distance
+from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, mel_distance, wave_distance
+from recipes.bark_nano.linear_start import linear_start
 
 CONFIG = CodecConfig(n_filters=20, ratios=(2, 4, 5, 8), lstm_layers=1)
 """3.1 million weights, and 1 million in the codebooks; EnCodec's has 15 million. Its ratios the other way round: most
@@ -55,10 +57,10 @@ class Settings:
     batch: int = 4
     seconds: float = 0.48
     """Of a crop."""
-    steps: int = 30_000
-    quantize_from: int = 600
-    critics_from: int = 26_000
-    learning_rate: float = 8e-4
+    steps: int = 60_000
+    quantize_from: int = 0
+    critics_from: int = 54_000
+    learning_rate: float = 5e-4
     warmup: int = 200
     last_rate: float = 0.05
     """Share of the learning rate at the end of the cosine."""
@@ -69,7 +71,7 @@ class Settings:
     """Of the critics' products: "bfloat16" is faster on accelerators. The codec itself stays in float32: a code turns
     on the last bits of a vector."""
     mel: float = 15.0
-    wave: float = 3.0
+    wave: float = 10.0
     commit: float = 0.25
     marks: float = 1.0
     matching: float = 2.0
@@ -224,9 +226,12 @@ class Trainer:
         s = self.settings
         return Critics(s.critic_windows, s.critic_filters, dtype=s.critic_dtype, rngs=nnx.Rngs(s.seed + 1))
 
-    def start(self) -> State:
-        """A run's beginning."""
+    def start(self, speech: np.ndarray | None = None) -> State:
+        """A run's beginning: random weights, or those that carry the waveform of `speech` (B, N), whole frames."""
         tensors = weights.names(Codec(self.config, rngs=nnx.Rngs(self.settings.seed)))
+        if speech is not None:
+            made = linear_start({name: np.asarray(x) for name, x in tensors.items()}, self.config, speech)
+            tensors = {name: jnp.asarray(x) for name, x in made.items()}
         vectors = tensors.pop(BOOKS)
         critics = weights.names(self._new_critics())
         books = Books(jnp.ones(vectors.shape[:2]), vectors)
@@ -281,7 +286,7 @@ class Trainer:
             made = codec.decoder(x if seen is None else seen.vectors)
             parts = {
                 "mel": s.mel * mel_distance(made, audio, self.config.sample_rate),
-                "wave": s.wave * jnp.mean(jnp.abs(made - audio)),
+                "wave": s.wave * wave_distance(made, audio),
             }
             if seen is not None:
                 parts["commit"] = s.commit * seen.commit
@@ -422,8 +427,9 @@ def train(work: Path, settings: Settings, *, minutes: float, save_minutes: float
     """Train until the settings' steps are made or the time is over."""
     trainer = Trainer(settings)
     kept = Run(work / "codec", settings)
-    step, state = kept.restore(trainer.start())
     crops = Crops(*files(work), settings, trainer.config.sample_rate)
+    speech = np.concatenate([crops[(1 << 41) + i] for i in range(-(-400 // settings.batch))])  # no batch of the run
+    step, state = kept.restore(trainer.start(speech))
     print(f"step {step:,}; {len(crops.synthetic):,} clips, {len(crops.real):,} recordings", flush=True)
     began = saved = logged = time.monotonic()
     last = step
