@@ -188,6 +188,10 @@ class Conv(nnx.Module):
                 return sum((x[:, k : k + size] * weight[k] for k in range(1, kernel)), x[:, :size] * weight[0])
             taps = matmul(x, weight[:, :, 0])
             return sum((taps[:, k : k + size, k : k + 1] for k in range(1, kernel)), taps[:, :size, :1])
+        if self.stride > 1 and kernel == 2 * self.stride:  # each window is two blocks of `stride`: two products
+            blocks = x.reshape(x.shape[0], -1, self.stride * n_in)
+            early, late = weight.reshape(2, self.stride * n_in, n_out)
+            return matmul(blocks[:, :-1], early.T) + matmul(blocks[:, 1:], late.T)
         return lax.conv_general_dilated(
             x,
             weight,
@@ -235,10 +239,8 @@ class Residual(nnx.Module):
         return self.shortcut.pointwise(x) + self.conv2.pointwise(jax.nn.elu(y)), ResidualState(conv1)
 
 
-def _residuals(width: int, config: CodecConfig, rngs: nnx.Rngs) -> nnx.List:
-    return nnx.List(
-        Residual(width, config, config.dilation_base**j, rngs=rngs) for j in range(config.n_residual_layers)
-    )
+def _residuals(width: int, count: int, config: CodecConfig, rngs: nnx.Rngs) -> nnx.List:
+    return nnx.List(Residual(width, config, config.dilation_base**j, rngs=rngs) for j in range(count))
 
 
 def _run_residuals(
@@ -298,12 +300,13 @@ class LSTM(nnx.Module):
 
 
 class UpStage(nnx.Module):
-    """ELU, up-sampling, residual units."""
+    """Stage i of the decoder: ELU, up-sampling, residual units."""
 
-    def __init__(self, width: int, ratio: int, config: CodecConfig, *, rngs: nnx.Rngs):
-        self.ratio = ratio
-        self.up = Up(width, width // 2, ratio, rngs=rngs)
-        self.residuals = _residuals(width // 2, config, rngs)
+    def __init__(self, i: int, config: CodecConfig, *, rngs: nnx.Rngs):
+        self.ratio = config.ratios[i]
+        before, after = config.channels[i : i + 2]
+        self.up = Up(before, after, self.ratio, rngs=rngs)
+        self.residuals = _residuals(after, config.residuals[i], config, rngs)
 
     def __call__(self, x: jax.Array, past: UpState, span: Span) -> tuple[jax.Array, UpState, Span]:
         x, up = self.up(jax.nn.elu(x), past.up, span)
@@ -313,12 +316,13 @@ class UpStage(nnx.Module):
 
 
 class DownStage(nnx.Module):
-    """Residual units, ELU, down-sampling."""
+    """What undoes stage i of the decoder: residual units, ELU, down-sampling."""
 
-    def __init__(self, width: int, ratio: int, config: CodecConfig, *, rngs: nnx.Rngs):
-        self.ratio = ratio
-        self.residuals = _residuals(width, config, rngs)
-        self.down = Conv(width, 2 * width, 2 * ratio, stride=ratio, rngs=rngs)
+    def __init__(self, i: int, config: CodecConfig, *, rngs: nnx.Rngs):
+        self.ratio = config.ratios[i]
+        after, before = config.channels[i : i + 2]
+        self.residuals = _residuals(before, config.residuals[i], config, rngs)
+        self.down = Conv(before, after, 2 * self.ratio, stride=self.ratio, rngs=rngs)
 
     def __call__(self, x: jax.Array, past: DownState, span: Span) -> tuple[jax.Array, DownState, Span]:
         x, residuals = _run_residuals(self.residuals, x, past.residuals, span)
@@ -331,12 +335,10 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         self.config = config
-        width = config.n_filters * 2 ** len(config.ratios)
+        width = config.channels[0]
         self.conv_in = Conv(config.dimension, width, config.kernel_size, rngs=rngs)
         self.lstm = LSTM(width, config.lstm_layers, rngs=rngs)
-        self.stages = nnx.List(
-            UpStage(width // 2**i, ratio, config, rngs=rngs) for i, ratio in enumerate(config.ratios)
-        )
+        self.stages = nnx.List(UpStage(i, config, rngs=rngs) for i in range(len(config.ratios)))
         self.conv_out = Conv(config.n_filters, 1, config.last_kernel_size, rngs=rngs)
 
     def step(self, state: DecoderState, x: jax.Array, lengths: jax.Array) -> tuple[DecoderState, jax.Array]:
@@ -371,11 +373,8 @@ class Encoder(nnx.Module):
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.conv_in = Conv(1, config.n_filters, config.kernel_size, rngs=rngs)
-        self.stages = nnx.List(
-            DownStage(config.n_filters * 2**i, ratio, config, rngs=rngs)
-            for i, ratio in enumerate(reversed(config.ratios))
-        )
-        width = config.n_filters * 2 ** len(config.ratios)
+        self.stages = nnx.List(DownStage(i, config, rngs=rngs) for i in reversed(range(len(config.ratios))))
+        width = config.channels[0]
         self.lstm = LSTM(width, config.lstm_layers, rngs=rngs)
         self.conv_out = Conv(width, config.dimension, config.last_kernel_size, rngs=rngs)
 
@@ -457,11 +456,11 @@ def start_frames(config: CodecConfig) -> int:
 
     The same number serves decoder and encoder.
     """
-    residual = (config.residual_kernel_size - 1) * config.dilation_base ** (config.n_residual_layers - 1)
     rates = tuple(itertools.accumulate(config.ratios, lambda a, b: a * b))  # samples per frame after each stage
     needs = [(config.kernel_size - 1, 1), (config.last_kernel_size - 1, config.hop_length)]
     needs += [(config.last_kernel_size - 1, 1), (config.kernel_size - 1, config.hop_length)]
-    needs += [(residual, rate) for rate in rates]
+    for rate, units in zip(rates, config.residuals, strict=True):
+        needs += [((config.residual_kernel_size - 1) * config.dilation_base**j, rate) for j in range(units)]
     needs += [(ratio, rate) for ratio, rate in zip(config.ratios, rates, strict=True)]
     return max(pad // rate + 1 for pad, rate in needs)
 
@@ -470,47 +469,44 @@ def _zeros(*shape: int) -> jax.Array:
     return jnp.zeros(shape, jnp.float32)  # always a new array: one shared zero could not be donated twice
 
 
-def _residual_states(config: CodecConfig, rows: int, width: int) -> tuple[ResidualState, ...]:
-    reach = config.residual_kernel_size - 1
+def _residual_states(config: CodecConfig, rows: int, stage: int) -> tuple[ResidualState, ...]:
+    """Of a stage of the decoder, or of what undoes it."""
+    reach, width = config.residual_kernel_size - 1, config.channels[stage + 1]
     return tuple(
-        ResidualState(_zeros(rows, reach * config.dilation_base**j, width)) for j in range(config.n_residual_layers)
+        ResidualState(_zeros(rows, reach * config.dilation_base**j, width)) for j in range(config.residuals[stage])
     )
 
 
 def _lstm_states(config: CodecConfig, rows: int) -> tuple[LSTMState, ...]:
-    width = config.n_filters * 2 ** len(config.ratios)
+    width = config.channels[0]
     return tuple(LSTMState(_zeros(rows, width), _zeros(rows, width)) for _ in range(config.lstm_layers))
 
 
 def decoder_state(config: CodecConfig, rows: int) -> DecoderState:
     """The state of `rows` clips that have not begun."""
-    width = config.n_filters * 2 ** len(config.ratios)
     stages = []
-    for ratio in config.ratios:
-        width //= 2
-        stages.append(UpState(_zeros(rows, ratio * width), _residual_states(config, rows, width)))
+    for i, ratio in enumerate(config.ratios):
+        stages.append(UpState(_zeros(rows, ratio * config.channels[i + 1]), _residual_states(config, rows, i)))
     return DecoderState(
         started=jnp.zeros((rows,), bool),
         conv_in=_zeros(rows, config.kernel_size - 1, config.dimension),
         lstm=_lstm_states(config, rows),
         stages=tuple(stages),
-        conv_out=_zeros(rows, config.last_kernel_size - 1, width),
+        conv_out=_zeros(rows, config.last_kernel_size - 1, config.channels[-1]),
     )
 
 
 def encoder_state(config: CodecConfig, rows: int) -> EncoderState:
     """The state of `rows` clips that have not begun."""
-    width = config.n_filters
     stages = []
-    for ratio in reversed(config.ratios):
-        stages.append(DownState(_residual_states(config, rows, width), _zeros(rows, ratio, width)))
-        width *= 2
+    for i, ratio in reversed(list(enumerate(config.ratios))):
+        stages.append(DownState(_residual_states(config, rows, i), _zeros(rows, ratio, config.channels[i + 1])))
     return EncoderState(
         started=jnp.zeros((rows,), bool),
         conv_in=_zeros(rows, config.kernel_size - 1, 1),
         stages=tuple(stages),
         lstm=_lstm_states(config, rows),
-        conv_out=_zeros(rows, config.last_kernel_size - 1, width),
+        conv_out=_zeros(rows, config.last_kernel_size - 1, config.channels[0]),
     )
 
 

@@ -266,6 +266,11 @@ class CodecConfig:
     n_codebooks: int = 8
     """Codebooks used; the published file holds 32, Bark uses the first 8 (6 kbit/s)."""
     codebook_size: int = 1024
+    widths: tuple[int, ...] = ()
+    """Channels before each stage of the decoder and after the last, which has `n_filters`. Empty: EnCodec's rule,
+    `n_filters` at the end and twice as many before each stage."""
+    residual_layers: tuple[int, ...] = ()
+    """Residual units of each stage of the decoder. Empty: `n_residual_layers` in each, as in EnCodec."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -287,10 +292,34 @@ class CodecConfig:
             f"CodecConfig.ratios is {self.ratios}: it must hold at least one factor greater than 0",
         )
         _require(self.lstm_layers >= 0, f"CodecConfig.lstm_layers is {self.lstm_layers}: it must be 0 or more")
+        stages = len(self.ratios)
         _require(
-            self.n_filters % self.compress == 0,
-            f"CodecConfig.compress is {self.compress}: it must divide n_filters = {self.n_filters}",
+            not self.widths
+            or (len(self.widths) == stages + 1 and min(self.widths) > 0 and self.widths[-1] == self.n_filters),
+            f"CodecConfig.widths is {self.widths}: it must be empty, or {stages + 1} numbers of channels (one more "
+            f"than ratios), the last of them n_filters = {self.n_filters}",
         )
+        _require(
+            not self.residual_layers or (len(self.residual_layers) == stages and min(self.residual_layers) >= 0),
+            f"CodecConfig.residual_layers is {self.residual_layers}: it must be empty, or {stages} numbers (as many as "
+            "ratios), 0 or more",
+        )
+        for width, units in zip(self.channels[1:], self.residuals, strict=True):
+            divided = f"the {width} channels of a stage" if self.widths else f"n_filters = {self.n_filters}"
+            _require(
+                units == 0 or width % self.compress == 0,
+                f"CodecConfig.compress is {self.compress}: it must divide {divided}",
+            )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels before each stage of the decoder and after the last (512, 256, 128, 64, 32 for EnCodec)."""
+        return self.widths or tuple(self.n_filters * 2**i for i in range(len(self.ratios), -1, -1))
+
+    @property
+    def residuals(self) -> tuple[int, ...]:
+        """Residual units of each stage of the decoder."""
+        return self.residual_layers or (self.n_residual_layers,) * len(self.ratios)
 
     @property
     def hop_length(self) -> int:

@@ -27,7 +27,8 @@ if "torchaudio" not in sys.modules:  # encodec imports it for resampling files, 
     sys.modules["torchaudio"] = stand_in
 
 from encodec import EncodecModel
-from encodec.modules import SEANetDecoder, SEANetEncoder
+from encodec.modules import SConv1d, SConvTranspose1d, SEANetDecoder, SEANetEncoder
+from encodec.modules.seanet import SEANetResnetBlock
 from encodec.quantization import ResidualVectorQuantizer
 
 BANDWIDTH = 6.0
@@ -45,30 +46,69 @@ def noise(n: int, seed: int) -> np.ndarray:
     return ((blend * x + (1 - blend) * smooth) * loud)[:n].astype(np.float32)
 
 
+def networks(config: CodecConfig) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Encoder and decoder: encodec's own, or of its layers where `config` has widths that its rule does not give."""
+    if not config.widths and not config.residual_layers:
+        options = {
+            "channels": 1,
+            "dimension": config.dimension,
+            "n_filters": config.n_filters,
+            "ratios": list(config.ratios),
+            "norm": "weight_norm",
+            "causal": True,
+            "kernel_size": config.kernel_size,
+            "last_kernel_size": config.last_kernel_size,
+            "residual_kernel_size": config.residual_kernel_size,
+            "n_residual_layers": config.n_residual_layers,
+            "dilation_base": config.dilation_base,
+            "compress": config.compress,
+            "lstm": config.lstm_layers,
+            "true_skip": False,
+        }
+        return SEANetEncoder(**options), SEANetDecoder(**options)
+    assert config.lstm_layers == 0
+    kind = {"norm": "weight_norm", "causal": True}
+
+    def units(stage: int) -> list[torch.nn.Module]:
+        kernels = [config.residual_kernel_size, 1]
+        options = {"compress": config.compress, "true_skip": False, **kind}
+        return [
+            SEANetResnetBlock(config.channels[stage + 1], kernels, [config.dilation_base**j, 1], **options)
+            for j in range(config.residuals[stage])
+        ]
+
+    encoder: list[torch.nn.Module] = [SConv1d(1, config.channels[-1], config.kernel_size, **kind)]
+    decoder: list[torch.nn.Module] = [SConv1d(config.dimension, config.channels[0], config.kernel_size, **kind)]
+    for i, ratio in enumerate(config.ratios):
+        wide, narrow = config.channels[i : i + 2]
+        up = SConvTranspose1d(wide, narrow, 2 * ratio, ratio, trim_right_ratio=1, **kind)
+        decoder += [torch.nn.ELU(), up, *units(i)]
+    for i, ratio in reversed(list(enumerate(config.ratios))):
+        wide, narrow = config.channels[i : i + 2]
+        encoder += [*units(i), torch.nn.ELU(), SConv1d(narrow, wide, 2 * ratio, ratio, **kind)]
+    encoder += [torch.nn.ELU(), SConv1d(config.channels[0], config.dimension, config.last_kernel_size, **kind)]
+    decoder += [torch.nn.ELU(), SConv1d(config.channels[-1], 1, config.last_kernel_size, **kind)]
+    return Layers(encoder, config), Layers(decoder, config)
+
+
+class Layers(torch.nn.Module):
+    """A list of layers as encodec has them."""
+
+    def __init__(self, layers: list[torch.nn.Module], config: CodecConfig):
+        super().__init__()
+        self.model, self.ratios = torch.nn.Sequential(*layers), config.ratios
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
 def reference(config: CodecConfig, *, seed: int = 0, seconds: float = 30.0) -> EncodecModel:
     """EncodecModel of this size with random weights; codebooks drawn from residuals of encoded noise."""
     torch.manual_seed(seed)
-    options = {
-        "channels": 1,
-        "dimension": config.dimension,
-        "n_filters": config.n_filters,
-        "ratios": list(config.ratios),
-        "norm": "weight_norm",
-        "causal": True,
-        "kernel_size": config.kernel_size,
-        "last_kernel_size": config.last_kernel_size,
-        "residual_kernel_size": config.residual_kernel_size,
-        "n_residual_layers": config.n_residual_layers,
-        "dilation_base": config.dilation_base,
-        "compress": config.compress,
-        "lstm": config.lstm_layers,
-        "true_skip": False,
-    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # weight_norm is deprecated in torch, not in EnCodec's files
         model = EncodecModel(
-            SEANetEncoder(**options),
-            SEANetDecoder(**options),
+            *networks(config),
             ResidualVectorQuantizer(
                 dimension=config.dimension, n_q=config.n_codebooks, bins=config.codebook_size, kmeans_init=False
             ),
@@ -143,7 +183,7 @@ def tensors(model: EncodecModel, config: CodecConfig) -> dict[str, np.ndarray]:
     layers = iter(layer for layer in model.encoder.model if not isinstance(layer, torch.nn.ELU))
     conv("encoder.conv_in", next(layers).conv.conv, (2, 1, 0))
     for i in range(len(config.ratios)):
-        for j in range(config.n_residual_layers):
+        for j in range(config.residuals[len(config.ratios) - 1 - i]):
             residual(f"encoder.stages.{i}.residuals.{j}", next(layers))
         conv(f"encoder.stages.{i}.down", next(layers).conv.conv, (2, 1, 0))
     if config.lstm_layers:
@@ -156,7 +196,7 @@ def tensors(model: EncodecModel, config: CodecConfig) -> dict[str, np.ndarray]:
         lstm("decoder.lstm", next(layers))
     for i in range(len(config.ratios)):
         conv(f"decoder.stages.{i}.up", next(layers).convtr.convtr, (0, 2, 1))
-        for j in range(config.n_residual_layers):
+        for j in range(config.residuals[i]):
             residual(f"decoder.stages.{i}.residuals.{j}", next(layers))
     conv("decoder.conv_out", next(layers).conv.conv, (2, 1, 0))
     return found

@@ -26,7 +26,7 @@ from bark_jax import weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
 from recipes.bark_nano import corpus, critic, evaluate, listen, rows, sentences, train_codec, units
-from recipes.bark_nano.linear_start import linear_start
+from recipes.bark_nano.first_weights import filter_bank, first_weights
 
 LANGUAGES = {"a": 11, "b": 4, "e": 3, "j": 5}
 NAMES = [
@@ -154,29 +154,45 @@ class TestCritic:
         found = [float(critic.mel_distance(a, x, 24_000)) for x in (a, near, far)]
         assert found[0] == 0 < found[1] < found[2]
 
+    def test_halves_of_the_scales_are_all_of_them(self) -> None:
+        rng = np.random.default_rng(2)
+        a, b = (jnp.asarray(np.repeat(0.1 * rng.standard_normal((1, 6000)), 2, axis=0), jnp.float32) for _ in range(2))
+        assert sorted(x for half in critic.HALVES for x in half) == sorted(critic.MELS)
+        split, whole = critic.split_mel_distance(a, b, 24_000), critic.mel_distance(a, b, 24_000)
+        np.testing.assert_allclose(split, whole, rtol=1e-5)
 
-class TestLinearStart:
-    def test_the_waveform_passes(self) -> None:
-        """Speech-like noise of 8 components in 32 samples: all that can be carried is."""
-        config = CodecConfig(n_filters=8, dimension=32, ratios=(4, 8), lstm_layers=2, n_codebooks=1, codebook_size=16)
-        rng = np.random.default_rng(0)
-        audio = np.repeat(np.cumsum(rng.standard_normal((4, 64)), axis=1), 4, axis=1)
-        audio = audio / np.abs(audio).max() * 0.9
-        codec = Codec(config, rngs=nnx.Rngs(0))
+
+class TestFirstWeights:
+    CONFIG = dataclasses.replace(SMALL, n_filters=2, ratios=(1, 160), widths=(8, 24, 2), residual_layers=(2, 0))
+
+    def test_a_wave_is_heard_where_it_belongs(self) -> None:
+        codec = Codec(self.CONFIG, rngs=nnx.Rngs(0))
         tensors = {name: np.asarray(x) for name, x in weights.names(codec).items()}
         before = {name: x.copy() for name, x in tensors.items()}
-        made = linear_start(tensors, config, audio)
+        made = first_weights(tensors, self.CONFIG)
         assert {name: x.shape for name, x in made.items()} == {name: x.shape for name, x in tensors.items()}
         for name, x in before.items():
             np.testing.assert_array_equal(tensors[name], x)
+        waves, _ = filter_bank(24, 160, 24_000)
+        loud = np.argmax(np.abs(waves @ made["encoder.stages.0.down.weight"][:, 0]), axis=0)
+        np.testing.assert_array_equal(loud, np.arange(24))
+        full = weights.fill(codec, {name: jnp.asarray(x, jnp.float32) for name, x in made.items()})
+        size = np.std(np.asarray(full.decoder(full.encoder(jnp.asarray(speech_like(3, 3200))))))
+        assert 1e-3 < size < 10
 
-        def left_over(tensors: dict[str, np.ndarray]) -> float:
-            full = weights.fill(codec, {name: jnp.asarray(x, jnp.float32) for name, x in tensors.items()})
-            out = np.asarray(full.decoder(full.encoder(jnp.asarray(audio, jnp.float32))))
-            return float(np.sum(np.square(out - audio)) / np.sum(np.square(audio)))
+    def test_residual_units_begin_near_their_shortcuts(self) -> None:
+        tensors = weights.names(Codec(self.CONFIG, rngs=nnx.Rngs(0)))
+        made = first_weights({name: np.asarray(x) for name, x in tensors.items()}, self.CONFIG)
+        names = [name for name in made if name.endswith(".shortcut.weight")]
+        assert len(names) == 4
+        for name in names:
+            np.testing.assert_array_equal(made[name][0], np.eye(24))
 
-        assert left_over(tensors) > 0.5
-        assert left_over(made) < 0.1
+
+def speech_like(rows: int, samples: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = np.cumsum(rng.standard_normal((rows, samples)), axis=1)
+    return (0.5 * np.sin(x)).astype(np.float32)
 
 
 class TestQuantizer:

@@ -5,6 +5,7 @@ The last part needs torch and encodec and skips without them; all networks but o
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -44,6 +45,20 @@ ODD = CodecConfig(
 )
 """Unlike the published network in every field; its second residual units reach further back than a frame."""
 PLAIN = CodecConfig(dimension=8, n_filters=2, ratios=(2, 2), lstm_layers=0, n_codebooks=2, codebook_size=32)
+WIDE = CodecConfig(
+    dimension=6,
+    n_filters=2,
+    ratios=(1, 10),
+    widths=(12, 16, 2),
+    residual_layers=(3, 0),
+    kernel_size=3,
+    last_kernel_size=3,
+    dilation_base=1,
+    lstm_layers=0,
+    n_codebooks=2,
+    codebook_size=32,
+)
+"""As bark-nano's: nearly all of it works at the frame rate, with widths of its own."""
 
 
 def random_codec(config: CodecConfig) -> Codec:
@@ -120,7 +135,7 @@ def test_shapes_and_dtypes(small: Codec) -> None:
         assert codes.min() >= 0 and codes.max() < 1024
 
 
-@pytest.mark.parametrize(("config", "frames"), [(SMALL, 7), (CodecConfig(), 7), (ODD, 10), (PLAIN, 7)])
+@pytest.mark.parametrize(("config", "frames"), [(SMALL, 7), (CodecConfig(), 7), (ODD, 10), (PLAIN, 7), (WIDE, 3)])
 def test_start_frames(config: CodecConfig, frames: int) -> None:
     """The longest left padding plus one sample, in frames: 27 + 1 at 3 samples a frame for ODD."""
     assert start_frames(config) == frames
@@ -278,8 +293,9 @@ def test_new_lengths_never_recompile(small: Codec) -> None:
     assert COMPILATIONS.count > before  # the counter does count
 
 
-def test_gradients_reach_every_weight() -> None:
-    codec = random_codec(PLAIN)
+@pytest.mark.parametrize("config", [PLAIN, WIDE])
+def test_gradients_reach_every_weight(config: CodecConfig) -> None:
+    codec = random_codec(config)
     audio = jnp.asarray(random_audio(80)[None])
 
     @jax.jit
@@ -293,6 +309,24 @@ def test_gradients_reach_every_weight() -> None:
 
 
 # Bad input
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"widths": (8, 2)}, "widths is .*3 numbers of channels"),
+        ({"widths": (8, 8, 4)}, "the last of them n_filters = 2"),
+        ({"widths": (8, 0, 2)}, "widths is"),
+        ({"residual_layers": (1,)}, "residual_layers is .*2 numbers"),
+        ({"residual_layers": (1, -1)}, "0 or more"),
+        ({"widths": (8, 5, 2), "residual_layers": (1, 1)}, "compress is 2: it must divide the 5 channels"),
+        ({"n_filters": 3}, "compress is 2: it must divide n_filters = 3"),
+    ],
+)
+def test_widths_and_residual_layers_must_fit(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAIN, **fields)
+
 
 CODES = np.zeros((8, 4), int)
 AUDIO = np.zeros(100, np.float32)
@@ -419,7 +453,7 @@ def test_audio_of_fewer_codebooks(reference: ModuleType, pair: SimpleNamespace) 
         np.testing.assert_allclose(decode(pair.codec, codes), reference.reference_audio(pair.model, codes), atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [ODD, PLAIN])
+@pytest.mark.parametrize("config", [ODD, PLAIN, WIDE])
 def test_other_shapes(reference: ModuleType, config: CodecConfig) -> None:
     model = reference.reference(config, seconds=0.5)
     codec = reference.ours(model, config)

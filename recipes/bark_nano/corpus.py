@@ -122,7 +122,8 @@ def _weights(rng: random.Random, names: Sequence[str]) -> dict[str, float]:
 
 
 def plan(transcripts: Path, names: Sequence[str], *, bulk_hours: float, n_speakers: int, minutes: float) -> list[Clip]:
-    """All clips, in the order in which they are spoken: bulk and speakers mixed, so that a part of it is a corpus too.
+    """All clips, in the order in which they are spoken: held-out voices, then bulk and speakers mixed, so that a part
+    of it is a corpus too.
 
     Args:
       transcripts: LJSpeech's, see `sentences.transcripts`.
@@ -184,6 +185,7 @@ def plan(transcripts: Path, names: Sequence[str], *, bulk_hours: float, n_speake
             add(speaker, "kokoro", texts(60 * minutes))
     add(Speaker("hibari", Style({}, {}), False, 1.0), "hibari", texts(3600 * bulk_hours))
     rng.shuffle(clips)
+    clips.sort(key=lambda clip: clip.split != "heldout")  # first what measures all else
     return clips
 
 

@@ -3,7 +3,7 @@ it is started again, and can be stopped at any time.
 
     crops of speech ─▶ encoder ─▶ residual quantizer ─▶ decoder ─▶ mel distance, critics
 
-It starts from a linear transform (`linear_start`). Up to three phases: without the quantizer (none by default); with
+It starts from a filter bank (`first_weights`). Up to three phases: without the quantizer (none by default); with
 it; with critics besides. The codebooks are running means of the vectors they stand for (EnCodec's EMA), codes that
 nothing falls to are given a vector of the batch, and some rows use a few codebooks only, so that the first ones carry
 the most.
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import soundfile
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -40,12 +41,23 @@ from bark_jax import weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
 from recipes.bark_nano import corpus, run
-from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, mel_distance, wave_distance
-from recipes.bark_nano.linear_start import linear_start
+from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, split_mel_distance, wave_distance
+from recipes.bark_nano.first_weights import first_weights
 
-CONFIG = CodecConfig(n_filters=20, ratios=(2, 4, 5, 8), lstm_layers=1)
-"""3.1 million weights, and 1 million in the codebooks; EnCodec's has 15 million. Its ratios the other way round: most
-layers work at a low rate, so a step takes two thirds of the time, and learns as much (`benchmarks/NOTES.md`)."""
+CONFIG = CodecConfig(
+    dimension=64,
+    n_filters=2,
+    ratios=(1, 320),
+    widths=(352, 352, 2),
+    kernel_size=3,
+    last_kernel_size=3,
+    residual_layers=(4, 0),
+    dilation_base=1,
+    lstm_layers=0,
+)
+"""4.5 million weights, and half a million in the codebooks; EnCodec's has 15 million. All but the outermost layers work
+at the frame rate, so there is little to compute for a second of speech, and nearly all of it in large products
+(`benchmarks/NOTES.md`, "The codec that works at the frame rate")."""
 
 BOOKS = "quantizer.codebooks"
 
@@ -54,13 +66,13 @@ BOOKS = "quantizer.codebooks"
 class Settings:
     """Of a run; kept with it, and compared when it goes on."""
 
-    batch: int = 4
-    seconds: float = 0.48
+    batch: int = 16
+    seconds: float = 0.96
     """Of a crop."""
-    steps: int = 60_000
-    quantize_from: int = 0
-    critics_from: int = 54_000
-    learning_rate: float = 5e-4
+    steps: int = 9_000
+    quantize_from: int = 300
+    critics_from: int = 9_000
+    learning_rate: float = 1e-3
     warmup: int = 200
     last_rate: float = 0.05
     """Share of the learning rate at the end of the cosine."""
@@ -71,7 +83,7 @@ class Settings:
     """Of the critics' products: "bfloat16" is faster on accelerators. The codec itself stays in float32: a code turns
     on the last bits of a vector."""
     mel: float = 15.0
-    wave: float = 10.0
+    wave: float = 6.0
     commit: float = 0.25
     marks: float = 1.0
     matching: float = 2.0
@@ -81,7 +93,7 @@ class Settings:
     """Of the running means of the codebooks."""
     average: float = 0.999
     """Of the weights that are exported."""
-    real_share: float = 0.3
+    real_share: float = 0.4
     """Of the crops: recordings of people."""
     seed: int = 0
 
@@ -226,12 +238,11 @@ class Trainer:
         s = self.settings
         return Critics(s.critic_windows, s.critic_filters, dtype=s.critic_dtype, rngs=nnx.Rngs(s.seed + 1))
 
-    def start(self, speech: np.ndarray | None = None) -> State:
-        """A run's beginning: random weights, or those that carry the waveform of `speech` (B, N), whole frames."""
+    def start(self) -> State:
+        """A run's beginning."""
         tensors = weights.names(Codec(self.config, rngs=nnx.Rngs(self.settings.seed)))
-        if speech is not None:
-            made = linear_start({name: np.asarray(x) for name, x in tensors.items()}, self.config, speech)
-            tensors = {name: jnp.asarray(x) for name, x in made.items()}
+        made = first_weights({name: np.asarray(x) for name, x in tensors.items()}, self.config)
+        tensors = {name: jnp.asarray(x) for name, x in made.items()}
         vectors = tensors.pop(BOOKS)
         critics = weights.names(self._new_critics())
         books = Books(jnp.ones(vectors.shape[:2]), vectors)
@@ -285,7 +296,7 @@ class Trainer:
             seen = quantize(x, vectors, active) if quantized else None
             made = codec.decoder(x if seen is None else seen.vectors)
             parts = {
-                "mel": s.mel * mel_distance(made, audio, self.config.sample_rate),
+                "mel": s.mel * split_mel_distance(made, audio, self.config.sample_rate),
                 "wave": s.wave * wave_distance(made, audio),
             }
             if seen is not None:
@@ -325,14 +336,22 @@ class Trainer:
 class Crops:
     """Random crops of files: batch number n is a function of n, the seed and the files.
 
+    All of it is kept in memory as 16 bits, 170 MB an hour: opening files would take as long as a fifth of a step.
+
     Args:
-      synthetic, real: files at the codec's rate.
+      synthetic: files at the codec's rate, in one folder for each voice; all voices are drawn as often.
+      real: the same of recordings; all files are drawn as often.
     """
 
     def __init__(self, synthetic: Sequence[Path], real: Sequence[Path], settings: Settings, rate: int):
         if not synthetic and not real:
             raise ValueError("there is nothing to train on: make the corpus first")
-        self.synthetic, self.real, self.settings = list(synthetic), list(real), settings
+        self.settings = settings
+        voices: dict[Path, list[np.ndarray]] = {}
+        for path in synthetic:
+            voices.setdefault(path.parent, []).append(soundfile.read(path, dtype="int16")[0])
+        self.synthetic = list(voices.values())
+        self.real = [[soundfile.read(path, dtype="int16")[0]] for path in real]
         self.size = round(settings.seconds * rate)
 
     def __getitem__(self, number: int) -> np.ndarray:
@@ -365,16 +384,13 @@ class Crops:
             done.set()
 
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
-        import soundfile
-
         real = bool(self.real) and (not self.synthetic or rng.random() < self.settings.real_share)
+        groups = self.real if real else self.synthetic
         for _ in range(20):
-            files = self.real if real else self.synthetic
-            path = files[int(rng.integers(len(files)))]
-            with soundfile.SoundFile(path) as file:
-                start = int(rng.integers(max(1, file.frames - self.size + 1)))
-                file.seek(start)
-                audio = file.read(self.size, dtype="float32")
+            group = groups[int(rng.integers(len(groups)))]
+            clip = group[int(rng.integers(len(group)))]
+            start = int(rng.integers(max(1, len(clip) - self.size + 1)))
+            audio = clip[start : start + self.size].astype(np.float32) / 32768
             if float(np.sqrt(np.mean(np.square(audio)))) > 0.005:  # not a pause
                 break
         audio = np.pad(audio, (0, self.size - len(audio)))
@@ -428,9 +444,8 @@ def train(work: Path, settings: Settings, *, minutes: float, save_minutes: float
     trainer = Trainer(settings)
     kept = Run(work / "codec", settings)
     crops = Crops(*files(work), settings, trainer.config.sample_rate)
-    speech = np.concatenate([crops[(1 << 41) + i] for i in range(-(-400 // settings.batch))])  # no batch of the run
-    step, state = kept.restore(trainer.start(speech))
-    print(f"step {step:,}; {len(crops.synthetic):,} clips, {len(crops.real):,} recordings", flush=True)
+    step, state = kept.restore(trainer.start())
+    print(f"step {step:,}; {len(crops.synthetic):,} voices, {len(crops.real):,} recordings", flush=True)
     began = saved = logged = time.monotonic()
     last = step
     for audio in crops.ahead(step):
