@@ -234,6 +234,48 @@ class TestQuantizer:
         assert first.vectors.shape == (1, 16, 8) and np.isfinite(first.vectors).all()
 
 
+class TestMatrices:
+    def test_every_weight_is_one_but_those_next_to_the_waveform(self) -> None:
+        module = nnx.eval_shape(lambda: Codec(train_codec.CONFIG, rngs=nnx.Rngs(0)))
+        tensors = {name: x for name, x in weights.names(module).items() if name != train_codec.BOOKS}
+        found = train_codec.matrices(tensors)
+        assert set(found) == set(tensors)
+        others = {name for name, axes in found.items() if axes is None and name.endswith("weight")}
+        assert others == {"encoder.conv_in.weight", "decoder.conv_out.weight"}
+        sides = {
+            name: tuple(
+                np.prod([tensors[name].shape[i] for i in each]) for each in (axes.reduction_axis, axes.output_axis)
+            )
+            for name, axes in found.items()
+            if axes is not None
+        }
+        width, ratio = train_codec.CONFIG.widths[0], train_codec.CONFIG.ratios[-1]
+        assert sides["encoder.stages.0.down.weight"] == (4 * ratio, width)
+        assert sides["decoder.stages.1.up.weight"] == (width, 4 * ratio)
+        assert sides["decoder.stages.0.residuals.0.conv1.weight"] == (3 * width, width // 2)
+
+    def test_the_first_step_is_the_nearest_rotation(self) -> None:
+        """Of a gradient with singular values 0.3 to 1; the matrix is (24, 16), so a step of rate r has size r · 0.2 ·
+        sqrt(24)."""
+        settings = dataclasses.replace(RUN, warmup=0, steps=10, muon_rate=1e-2, muon_rounds=8)
+        optimizer = train_codec.Trainer(settings, SMALL).optimizer
+        rng = np.random.default_rng(0)
+        left, _ = np.linalg.qr(rng.standard_normal((24, 24)))
+        right, _ = np.linalg.qr(rng.standard_normal((16, 16)))
+        gradient = (left[:, :16] * np.linspace(0.3, 1, 16)) @ right
+        tensors = {"x.weight": jnp.zeros((3, 8, 16)), "x.bias": jnp.zeros(16)}
+        given = {"x.weight": jnp.asarray(gradient.reshape(3, 8, 16), jnp.float32), "x.bias": jnp.ones(16)}
+        updates, _ = optimizer.update(given, optimizer.init(tensors), tensors)
+        step = np.asarray(updates["x.weight"]).reshape(24, 16)
+        sizes = np.linalg.svd(step, compute_uv=False)
+        np.testing.assert_allclose(sizes, 1e-2 * 0.2 * np.sqrt(24), rtol=0.35)  # the iteration ends near 1, not at it
+        cosine = -np.sum(step * (left[:, :16] @ right)) / np.linalg.norm(step) / 4
+        assert cosine > 0.97
+        assert (
+            0.9e-3 < -float(updates["x.bias"][0]) < 1.5e-3 and np.ptp(updates["x.bias"]) == 0
+        )  # Adam's, with Nesterov
+
+
 RUN = train_codec.Settings(
     batch=2, seconds=0.2, steps=5, quantize_from=2, critics_from=3, warmup=2, critic_filters=2, critic_windows=(256,)
 )

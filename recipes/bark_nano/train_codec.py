@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import orbax.checkpoint as ocp
 import soundfile
 from flax import nnx
@@ -69,11 +70,17 @@ class Settings:
     batch: int = 16
     seconds: float = 0.96
     """Of a crop."""
-    steps: int = 9_000
+    steps: int = 5_400
     quantize_from: int = 300
-    critics_from: int = 9_000
+    critics_from: int = 5_400
+    muon_rate: float = 2e-3
+    """Learning rate of the matrices, with Muon (https://kellerjordan.github.io/posts/muon/): its steps are scaled to the
+    size of Adam's (arXiv 2502.16982). It learns several times as much in a step (`benchmarks/NOTES.md`)."""
     learning_rate: float = 1e-3
-    warmup: int = 200
+    """Of all else, with Adam."""
+    muon_rounds: int = 4
+    """Of its Newton-Schulz iteration."""
+    warmup: int = 100
     last_rate: float = 0.05
     """Share of the learning rate at the end of the cosine."""
     critic_rate: float = 2e-4
@@ -84,14 +91,14 @@ class Settings:
     on the last bits of a vector."""
     mel: float = 15.0
     wave: float = 6.0
-    commit: float = 0.25
+    commit: float = 1.0
     marks: float = 1.0
     matching: float = 2.0
     all_books: float = 0.5
     """Share of the rows that use all codebooks; the others use 1 to all of them, the first two as often as the rest."""
     decay: float = 0.99
     """Of the running means of the codebooks."""
-    average: float = 0.999
+    average: float = 0.998
     """Of the weights that are exported."""
     real_share: float = 0.4
     """Of the crops: recordings of people."""
@@ -195,6 +202,22 @@ def first_books(x: np.ndarray, config: CodecConfig, *, rounds: int = 8, seed: in
     return Books(jnp.asarray(np.stack(counts), jnp.float32), jnp.asarray(np.stack(sums), jnp.float32))
 
 
+def matrices(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Which tensors are matrices to Muon, and how: their axes of inputs and of outputs, None for the others.
+
+    The convolutions next to the waveform are none: with two channels there is little to orthogonalise.
+    """
+    out = {}
+    for name, x in tensors.items():
+        inputs, outputs = ((0,), (1, 2)) if name.endswith(".up.weight") else ((0, 1), (2,))
+        if getattr(x, "ndim", 0) == 2:
+            inputs, outputs = (1,), (0,)  # of an LSTM
+        known = name.endswith((".weight", ".weight_ih", ".weight_hh")) and hasattr(x, "shape")
+        sides = [np.prod([x.shape[i] for i in axes]) for axes in (inputs, outputs)] if known else [0]
+        out[name] = optax.contrib.MuonDimensionNumbers(inputs, outputs) if min(sides) >= 8 else None
+    return out
+
+
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
@@ -220,11 +243,23 @@ class Trainer:
         self.settings, self.config = settings, config
         self.module = nnx.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
         self.judge = nnx.eval_shape(self._new_critics)
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, settings.learning_rate, settings.warmup, settings.steps, settings.last_rate * settings.learning_rate
-        )
+
+        def schedule(rate: float) -> optax.Schedule:
+            last = settings.last_rate * rate
+            return optax.warmup_cosine_decay_schedule(0.0, rate, settings.warmup, settings.steps, last)
+
         clip = optax.clip_by_global_norm(10.0)
-        self.optimizer = optax.chain(clip, optax.adamw(schedule, b1=0.8, b2=0.99, weight_decay=1e-4))
+        muon = optax.contrib.muon(
+            schedule(settings.muon_rate),
+            ns_steps=settings.muon_rounds,
+            beta=0.9,
+            consistent_rms=0.2,
+            adam_learning_rate=schedule(settings.learning_rate),
+            adam_b1=0.8,
+            adam_b2=0.99,
+            muon_weight_dimension_numbers=matrices,
+        )
+        self.optimizer = optax.chain(clip, muon)
         self.critic_optimizer = optax.chain(clip, optax.adam(settings.critic_rate, b1=0.8, b2=0.99))
         self._step = jax.jit(
             self._whole_step,
