@@ -242,13 +242,11 @@ class TestMatrices:
         assert set(found) == set(tensors)
         others = {name for name, axes in found.items() if axes is None and name.endswith("weight")}
         assert others == {"encoder.conv_in.weight", "decoder.conv_out.weight"}
-        sides = {
-            name: tuple(
-                np.prod([tensors[name].shape[i] for i in each]) for each in (axes.reduction_axis, axes.output_axis)
-            )
-            for name, axes in found.items()
-            if axes is not None
-        }
+        sides = {}
+        for name, axes in found.items():
+            if axes is not None:
+                shape = tensors[name].shape
+                sides[name] = tuple(np.prod([shape[i] for i in x]) for x in (axes.reduction_axis, axes.output_axis))
         width, ratio = train_codec.CONFIG.widths[0], train_codec.CONFIG.ratios[-1]
         assert sides["encoder.stages.0.down.weight"] == (4 * ratio, width)
         assert sides["decoder.stages.1.up.weight"] == (width, 4 * ratio)
@@ -285,6 +283,13 @@ class TestTrainer:
     def test_crops_must_be_whole_frames(self) -> None:
         with pytest.raises(ValueError, match="a crop must be a whole number of frames"):
             train_codec.Trainer(dataclasses.replace(RUN, seconds=0.0101), SMALL)
+
+    def test_a_run_may_begin_with_a_codec(self) -> None:
+        trainer = train_codec.Trainer(RUN, SMALL)
+        made = trainer.exported(trainer.start())
+        made = {name: x + 0.01 for name, x in made.items()}
+        for name, tensor in trainer.exported(trainer.start(made)).items():
+            np.testing.assert_allclose(tensor, made[name], atol=1e-6)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -21,7 +21,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ import numpy as np
 import optax
 import optax.contrib
 import orbax.checkpoint as ocp
+import safetensors.numpy
 import soundfile
 from flax import nnx
 from jax import lax
@@ -74,8 +75,8 @@ class Settings:
     quantize_from: int = 300
     critics_from: int = 5_400
     muon_rate: float = 2e-3
-    """Learning rate of the matrices, with Muon (https://kellerjordan.github.io/posts/muon/): its steps are scaled to the
-    size of Adam's (arXiv 2502.16982). It learns several times as much in a step (`benchmarks/NOTES.md`)."""
+    """Learning rate of the matrices, with Muon (https://kellerjordan.github.io/posts/muon/): its steps are scaled to
+    the size of Adam's (arXiv 2502.16982). It learns several times as much in a step (`benchmarks/NOTES.md`)."""
     learning_rate: float = 1e-3
     """Of all else, with Adam."""
     muon_rounds: int = 4
@@ -207,7 +208,7 @@ def matrices(tensors: dict[str, Any]) -> dict[str, Any]:
 
     The convolutions next to the waveform are none: with two channels there is little to orthogonalise.
     """
-    out = {}
+    out: dict[str, Any] = {}
     for name, x in tensors.items():
         inputs, outputs = ((0,), (1, 2)) if name.endswith(".up.weight") else ((0, 1), (2,))
         if getattr(x, "ndim", 0) == 2:
@@ -249,6 +250,7 @@ class Trainer:
             return optax.warmup_cosine_decay_schedule(0.0, rate, settings.warmup, settings.steps, last)
 
         clip = optax.clip_by_global_norm(10.0)
+        axes: Any = matrices
         muon = optax.contrib.muon(
             schedule(settings.muon_rate),
             ns_steps=settings.muon_rounds,
@@ -257,7 +259,7 @@ class Trainer:
             adam_learning_rate=schedule(settings.learning_rate),
             adam_b1=0.8,
             adam_b2=0.99,
-            muon_weight_dimension_numbers=matrices,
+            muon_weight_dimension_numbers=axes,
         )
         self.optimizer = optax.chain(clip, muon)
         self.critic_optimizer = optax.chain(clip, optax.adam(settings.critic_rate, b1=0.8, b2=0.99))
@@ -273,11 +275,12 @@ class Trainer:
         s = self.settings
         return Critics(s.critic_windows, s.critic_filters, dtype=s.critic_dtype, rngs=nnx.Rngs(s.seed + 1))
 
-    def start(self) -> State:
-        """A run's beginning."""
-        tensors = weights.names(Codec(self.config, rngs=nnx.Rngs(self.settings.seed)))
-        made = first_weights({name: np.asarray(x) for name, x in tensors.items()}, self.config)
-        tensors = {name: jnp.asarray(x) for name, x in made.items()}
+    def start(self, made: Mapping[str, np.ndarray] | None = None) -> State:
+        """A run's beginning: of `first_weights`, or of a codec's tensors by name, its codebooks among them."""
+        if made is None:
+            tensors = weights.names(Codec(self.config, rngs=nnx.Rngs(self.settings.seed)))
+            made = first_weights({name: np.asarray(x) for name, x in tensors.items()}, self.config)
+        tensors = {name: jnp.asarray(x, jnp.float32) for name, x in made.items()}
         vectors = tensors.pop(BOOKS)
         critics = weights.names(self._new_critics())
         books = Books(jnp.ones(vectors.shape[:2]), vectors)
@@ -474,19 +477,29 @@ def files(work: Path) -> tuple[list[Path], list[Path]]:
     return synthetic, sorted(corpus.recorded(work, "train").glob("*.flac"))
 
 
-def train(work: Path, settings: Settings, *, minutes: float, save_minutes: float, log_every: int) -> None:
-    """Train until the settings' steps are made or the time is over."""
+def train(
+    work: Path, settings: Settings, *, minutes: float, save_minutes: float, log_every: int, begin: Path | None = None
+) -> None:
+    """Train until the settings' steps are made or the time is over.
+
+    Args:
+      begin: a ``codec.safetensors`` that a new run starts from, codebooks included.
+    """
+    made = None
+    if begin is not None:
+        made = safetensors.numpy.load_file(begin)
+        settings = dataclasses.replace(settings, quantize_from=0)
     trainer = Trainer(settings)
     kept = Run(work / "codec", settings)
     crops = Crops(*files(work), settings, trainer.config.sample_rate)
-    step, state = kept.restore(trainer.start())
+    step, state = kept.restore(trainer.start(made))
     print(f"step {step:,}; {len(crops.synthetic):,} voices, {len(crops.real):,} recordings", flush=True)
     began = saved = logged = time.monotonic()
     last = step
     for audio in crops.ahead(step):
         if step >= settings.steps:
             break
-        if step == settings.quantize_from:
+        if step == settings.quantize_from and made is None:
             state = trainer.begin_quantizing(state, crops.ahead(1 << 40))
         state, metrics = trainer.step(state, audio, step)
         step += 1
@@ -509,8 +522,6 @@ def train(work: Path, settings: Settings, *, minutes: float, save_minutes: float
 
 def export(work: Path, settings: Settings) -> Path:
     """Write the newest checkpoint's codec."""
-    import safetensors.numpy
-
     from bark_jax.files import replacing
 
     trainer = Trainer(settings)
@@ -526,6 +537,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=corpus.WORK)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time, with a checkpoint")
     parser.add_argument("--save-minutes", type=float, default=10.0)
+    parser.add_argument("--begin", type=Path, help="a codec.safetensors that a new run starts from")
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--export", action="store_true", help="train nothing, write codec.safetensors")
     for field in dataclasses.fields(Settings):
@@ -544,6 +556,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             minutes=options.minutes,
             save_minutes=options.save_minutes,
             log_every=options.log_every,
+            begin=options.begin,
         )
     )
 
