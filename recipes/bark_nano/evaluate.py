@@ -133,10 +133,11 @@ def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any, coder:
     from recipes.bark_nano import listen
 
     texts = {row["clip"]: row["text"] for row in rows if row["text"]}
-    items = [SimpleNamespace(text=text, path=copy_path(work, coder, clip)) for clip, text in texts.items()]
     wrong = total = 0
-    for pack in listen.packs(items, lambda item: item.path):
-        for _, _, errors, words in whisper.compare(pack):
+    for clip, text in texts.items():
+        # Each by itself: voices say the same sentences, and of one that is repeated whisper writes a single one.
+        item = SimpleNamespace(text=text)
+        for _, _, errors, words in whisper.compare([(item, listen.load(copy_path(work, coder, clip)))]):
             wrong, total = wrong + errors, total + words
     return wrong / max(total, 1)
 
