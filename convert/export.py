@@ -505,6 +505,9 @@ def _hf_problems(config: BarkConfig) -> list[str]:
         if value != allowed:
             reason = f"{why} = {allowed}" if not why[0].isdigit() else why
             problems.append(f"{name} is {value}: transformers' Bark needs {reason}")
+    for name in ("widths", "residual_layers"):
+        if getattr(codec, name):
+            problems.append(f"codec.{name} is {getattr(codec, name)}: transformers' EnCodec knows no such setting")
     if codec.lstm_layers < 1:
         problems.append(f"codec.lstm_layers is {codec.lstm_layers}: transformers' EnCodec needs 1 or more")
     if size < 2 or size & (size - 1):

@@ -525,6 +525,10 @@ HF_REFUSES = {
     "another pad": (_part("fine", pad_token=65), r"fine\.pad_token is 65: .* needs codebook_size = 64"),
     "another hop": (_part("fine", hop=32), r"fine\.hop is 32: .* needs fine\.max_history = 64"),
     "no LSTM": (_part("codec", lstm_layers=0), r"codec\.lstm_layers is 0: .* needs 1 or more"),
+    "residual units per stage": (
+        _part("codec", residual_layers=(1, 1, 1, 1)),
+        r"codec\.residual_layers .* no such setting",
+    ),
     "60 codes": (_codebooks(60), r"codec\.codebook_size is 60: .* needs a power of 2"),
 }
 
