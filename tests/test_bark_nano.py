@@ -151,14 +151,25 @@ class TestCritic:
         rng = np.random.default_rng(1)
         a = jnp.asarray(rng.standard_normal((1, 6000)), jnp.float32)
         near, far = a + 0.01, a * 0.1
-        found = [float(critic.mel_distance(a, x, 24_000)) for x in (a, near, far)]
+        found = [float(critic.loudness_distance(x, a, 24_000)) for x in (a, near, far)]
         assert found[0] == 0 < found[1] < found[2]
+
+    def test_level_does_not_matter_and_loud_bands_do(self) -> None:
+        n = np.arange(24_000) / 24_000
+        low, high = (np.sin(2 * np.pi * hz * n)[None].astype(np.float32) for hz in (500, 4000))
+        speech = 0.3 * low + 0.003 * high
+        without_loud, without_faint = (
+            float(critic.loudness_distance(jnp.asarray(x), jnp.asarray(speech), 24_000)) for x in (0.003 * high, 0.3 * low)
+        )
+        assert without_loud > 2 * without_faint > 0
+        quiet = float(critic.loudness_distance(jnp.asarray(0.03 * low), jnp.asarray(0.1 * speech), 24_000))
+        np.testing.assert_allclose(quiet, without_faint, rtol=0.02)
 
     def test_halves_of_the_scales_are_all_of_them(self) -> None:
         rng = np.random.default_rng(2)
         a, b = (jnp.asarray(np.repeat(0.1 * rng.standard_normal((1, 6000)), 2, axis=0), jnp.float32) for _ in range(2))
         assert sorted(x for half in critic.HALVES for x in half) == sorted(critic.MELS)
-        split, whole = critic.split_mel_distance(a, b, 24_000), critic.mel_distance(a, b, 24_000)
+        split, whole = critic.split_loudness_distance(a, b, 24_000), critic.loudness_distance(a, b, 24_000)
         np.testing.assert_allclose(split, whole, rtol=1e-5)
 
 

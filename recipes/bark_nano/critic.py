@@ -1,6 +1,6 @@
 """What judges the codec while it is trained: spectral distances, and networks that learn to tell speech from its copy.
 
-The distance is DAC's multi-scale mel distance; the critics are EnCodec's multi-scale STFT discriminator (arXiv
+The distance is DAC's multi-scale mel distance, of loudness in place of logarithms; the critics are EnCodec's multi-scale STFT discriminator (arXiv
 2210.13438, section 3.4) in a smaller size, with least-squares losses and feature matching. Speaking needs none of it.
 """
 
@@ -22,8 +22,9 @@ MELS = ((64, 8), (128, 16), (256, 32), (512, 64), (1024, 96), (2048, 128))
 HALVES = (MELS[1::2], MELS[::2])
 """Two halves of them, as costly as each other."""
 
-FLOOR = 1e-3
-"""Added to magnitudes before the logarithm, some 60 dB below speech: what is much quieter counts little."""
+FLOOR, EXPONENT = 1e-6, 0.23
+"""Of loudness: power (relative to that of the whole row) plus the floor, 60 dB down, to the exponent. It is Zwicker's
+law without the ear's threshold (E. Zwicker and H. Fastl, "Psychoacoustics", 8.7), and what PESQ compares as well."""
 
 
 def wave_distance(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -31,24 +32,31 @@ def wave_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.mean(jnp.mean(jnp.abs(a - b), axis=1) / (jnp.mean(jnp.abs(b), axis=1) + 1e-3))
 
 
-def mel_distance(a: jax.Array, b: jax.Array, sample_rate: int, scales: Sequence[tuple[int, int]] = MELS) -> jax.Array:
-    """Mean absolute difference of log mel spectra of (B, N) and (B, N), averaged over `scales`."""
+def loudness_distance(
+    a: jax.Array, b: jax.Array, sample_rate: int, scales: Sequence[tuple[int, int]] = MELS
+) -> jax.Array:
+    """Mean absolute difference of the loudness of mel bands of (B, N) and (B, N), over the mean loudness of `b`, averaged
+    over `scales`. A logarithm in its place would have faint bands count as much as loud ones.
+    """
+    level = jnp.sqrt(jnp.mean(jnp.square(b), axis=1) + 1e-6)[:, None, None]
     # Both in one product, and the margins as loud as the rest.
     both = jnp.pad(jnp.concatenate([a, b]), ((0, 0), (512, 512)))
+    level = jnp.concatenate([level, level])
     total = jnp.zeros(())
     for size, n_mels in scales:
-        x, y = jnp.split(jnp.log(mel(both, size, size // 4, n_mels, sample_rate) + FLOOR), 2)
-        total += jnp.mean(jnp.abs(x - y))
+        power = jnp.square(mel(both, size, size // 4, n_mels, sample_rate) / level)
+        x, y = jnp.split((power + FLOOR) ** EXPONENT, 2)
+        total += jnp.mean(jnp.abs(x - y)) / jnp.mean(y)
     return total / len(scales)
 
 
-def split_mel_distance(a: jax.Array, b: jax.Array, sample_rate: int) -> jax.Array:
+def split_loudness_distance(a: jax.Array, b: jax.Array, sample_rate: int) -> jax.Array:
     """The same, every other row at one half of the scales and the rest at the other: in the mean over many batches as
     good, at half the cost.
     """
     if len(a) < 2:
-        return mel_distance(a, b, sample_rate)
-    parts = [mel_distance(a[i::2], b[i::2], sample_rate, scales) for i, scales in enumerate(HALVES)]
+        return loudness_distance(a, b, sample_rate)
+    parts = [loudness_distance(a[i::2], b[i::2], sample_rate, scales) for i, scales in enumerate(HALVES)]
     return sum(parts, jnp.zeros(())) / len(parts)
 
 

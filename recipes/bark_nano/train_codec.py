@@ -1,7 +1,7 @@
 """Step 2, the codec: ``python -m recipes.bark_nano.train_codec``. Trains `bark_jax.codec` with `CONFIG`; goes on when
 it is started again, and can be stopped at any time.
 
-    crops of speech ─▶ encoder ─▶ residual quantizer ─▶ decoder ─▶ mel distance, critics
+    crops of speech ─▶ encoder ─▶ residual quantizer ─▶ decoder ─▶ distances, critics
 
 It starts from a filter bank (`first_weights`). Up to three phases: without the quantizer (none by default); with
 it; with critics besides. The codebooks are running means of the vectors they stand for (EnCodec's EMA), codes that
@@ -43,7 +43,7 @@ from bark_jax import weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
 from recipes.bark_nano import corpus, run
-from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, split_mel_distance, wave_distance
+from recipes.bark_nano.critic import Critics, copy_losses, critic_loss, split_loudness_distance, wave_distance
 from recipes.bark_nano.first_weights import first_weights
 
 CONFIG = CodecConfig(
@@ -82,26 +82,28 @@ class Settings:
     muon_rounds: int = 4
     """Of its Newton-Schulz iteration."""
     warmup: int = 100
+    fall: float = 0.5
+    """Share of the steps, at the end, in which the learning rates fall along a cosine; before, they stay."""
     last_rate: float = 0.05
-    """Share of the learning rate at the end of the cosine."""
+    """Share of the learning rate at the end of it."""
     critic_rate: float = 2e-4
     critic_windows: tuple[int, ...] = (2048, 1024, 512)
     critic_filters: int = 8
     critic_dtype: str = "float32"
     """Of the critics' products: "bfloat16" is faster on accelerators. The codec itself stays in float32: a code turns
     on the last bits of a vector."""
-    mel: float = 15.0
+    loudness: float = 30.0
     wave: float = 6.0
-    commit: float = 1.0
+    commit: float = 0.25
     marks: float = 1.0
     matching: float = 2.0
-    all_books: float = 0.5
+    all_books: float = 0.8
     """Share of the rows that use all codebooks; the others use 1 to all of them, the first two as often as the rest."""
     decay: float = 0.99
     """Of the running means of the codebooks."""
-    average: float = 0.998
+    average: float = 0.999
     """Of the weights that are exported."""
-    real_share: float = 0.4
+    real_share: float = 0.5
     """Of the crops: recordings of people."""
     seed: int = 0
 
@@ -246,8 +248,10 @@ class Trainer:
         self.judge = nnx.eval_shape(self._new_critics)
 
         def schedule(rate: float) -> optax.Schedule:
-            last = settings.last_rate * rate
-            return optax.warmup_cosine_decay_schedule(0.0, rate, settings.warmup, settings.steps, last)
+            rise, fall = settings.warmup, round(settings.fall * settings.steps)
+            first = optax.linear_schedule(0.0, rate, rise) if rise else optax.constant_schedule(rate)
+            last = optax.cosine_decay_schedule(rate, max(1, fall), settings.last_rate)
+            return optax.join_schedules([first, last], [max(rise, settings.steps - fall)])
 
         clip = optax.clip_by_global_norm(10.0)
         axes: Any = matrices
@@ -334,7 +338,7 @@ class Trainer:
             seen = quantize(x, vectors, active) if quantized else None
             made = codec.decoder(x if seen is None else seen.vectors)
             parts = {
-                "mel": s.mel * split_mel_distance(made, audio, self.config.sample_rate),
+                "loudness": s.loudness * split_loudness_distance(made, audio, self.config.sample_rate),
                 "wave": s.wave * wave_distance(made, audio),
             }
             if seen is not None:
