@@ -22,6 +22,7 @@ import safetensors.numpy
 from flax import nnx
 
 from bark_jax import codec as codecs
+from bark_jax import units as networks
 from bark_jax import weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
@@ -155,14 +156,15 @@ class TestCritic:
         assert found[0] == 0 < found[1] < found[2]
 
     def test_level_does_not_matter_and_loud_bands_do(self) -> None:
-        n = np.arange(24_000) / 24_000
-        low, high = (np.sin(2 * np.pi * hz * n)[None].astype(np.float32) for hz in (500, 4000))
+        n = jnp.arange(24_000) / 24_000
+        low, high = (jnp.sin(2 * jnp.pi * hz * n)[None].astype(jnp.float32) for hz in (500, 4000))
         speech = 0.3 * low + 0.003 * high
         without_loud, without_faint = (
-            float(critic.loudness_distance(jnp.asarray(x), jnp.asarray(speech), 24_000)) for x in (0.003 * high, 0.3 * low)
+            float(critic.loudness_distance(jnp.asarray(x), jnp.asarray(speech), 24_000))
+            for x in (0.003 * high, 0.3 * low)
         )
         assert without_loud > 2 * without_faint > 0
-        quiet = float(critic.loudness_distance(jnp.asarray(0.03 * low), jnp.asarray(0.1 * speech), 24_000))
+        quiet = float(critic.loudness_distance(0.03 * low, 0.1 * speech, 24_000))
         np.testing.assert_allclose(quiet, without_faint, rtol=0.02)
 
     def test_halves_of_the_scales_are_all_of_them(self) -> None:
@@ -380,7 +382,7 @@ class TestRows:
 
     @pytest.fixture
     def work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """Two clips that were understood, one that was not, one held out, one recording; all labelled."""
+        """Two clips that were understood, one that was not, one held out, one recording."""
         soundfile = pytest.importorskip("soundfile")
         monkeypatch.setattr(evaluate, "CONFIG", SMALL)
         rng = np.random.default_rng(0)
@@ -393,18 +395,15 @@ class TestRows:
         for i, id_ in enumerate([*(clip.id for clip in clips), "recordings/train/19-1-0"]):
             recording = id_.startswith("recordings")
             path = tmp_path / f"{id_}.flac" if recording else corpus.audio_path(tmp_path, id_)
-            labels = units.label_path(tmp_path, id_)
-            for made in (path, labels):
-                made.parent.mkdir(parents=True, exist_ok=True)
-            audio = 0.1 * rng.standard_normal(24_000 + 777 * i)
-            soundfile.write(path, audio, 24_000)
-            np.save(labels, rng.integers(0, units.N_UNITS, len(audio) // 480).astype(np.uint16))
-        (tmp_path / "codec").mkdir()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, 0.1 * rng.standard_normal(24_000 + 777 * i), 24_000)
+        for made in ("codec", "units"):
+            (tmp_path / made).mkdir()
         tensors = weights.names(Codec(SMALL, rngs=nnx.Rngs(0)))
         safetensors.numpy.save_file(
             {name: np.asarray(x) for name, x in tensors.items()}, tmp_path / "codec" / "codec.safetensors"
         )
-        np.savez(tmp_path / "units" / "clusters.npz", x=np.zeros(1))
+        save_units(tmp_path, seed=0)
         return tmp_path
 
     def test_rows_are_what_the_trainer_reads(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +422,9 @@ class TestRows:
         wanted = np.asarray(codecs.encode(codec, audio))[:, : len(one["semantic"]) * 3 // 2]
         np.testing.assert_array_equal(one["fine"], wanted)
         np.testing.assert_array_equal(one["coarse"], wanted[:2])
-        np.testing.assert_array_equal(one["semantic"], np.load(units.label_path(work, "v1/0"))[: len(one["semantic"])])
+        network = networks.load(work / "units" / "units.safetensors")
+        assert len(one["semantic"]) >= len(audio) // 480 - 1
+        np.testing.assert_array_equal(one["semantic"], networks.encode(network, audio)[: len(one["semantic"])])
 
     def test_it_goes_on_and_refuses_another_codec(self, work: Path) -> None:
         rows.write(work)
@@ -432,17 +433,23 @@ class TestRows:
         made.unlink()
         rows.write(work)
         assert made.read_bytes() == before
-        np.savez(work / "units" / "clusters.npz", x=np.ones(1))
+        save_units(work, seed=1)
         with pytest.raises(ValueError, match="another codec or other units"):
             rows.write(work)
         (work / "rows" / "made-from.json").unlink()
         with pytest.raises(FileExistsError, match="made-from"):
             rows.write(work)
 
-    def test_all_clips_must_have_units(self, work: Path) -> None:
-        units.label_path(work, "v0/0").unlink()
-        with pytest.raises(ValueError, match="1 clips have no units"):
-            rows.write(work)
+    def test_a_sample_is_of_what_is_trained_on_and_grows(self, work: Path) -> None:
+        three = units.sample(work, 3)
+        assert {id_ for id_, _ in three} == {"v0/0", "recordings/train/19-1-0"}
+        assert units.sample(work, 1) == three[:1]
+
+
+def save_units(work: Path, *, seed: int) -> None:
+    config = networks.UnitsConfig(width=16, n_blocks=2, n_units=40, n_mels=20)
+    network = networks.LogMelUnits(config, rngs=nnx.Rngs(seed))
+    networks.save(work / "units" / "units.safetensors", config, weights.names(network))
 
 
 def test_recipe_needs_no_teacher_to_import() -> None:

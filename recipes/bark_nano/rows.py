@@ -1,12 +1,13 @@
 """Step 4, the tokenised corpus: ``python -m recipes.bark_nano.rows``. What the trainer of the three GPTs reads.
 
     text ────────────────────────────────────────────────┐
-    audio ─▶ units (step 3's labels, 50 a second) ───────┼─▶ WORK/rows/said-*.parquet, recorded-*.parquet
+    audio ─▶ units (step 3's network, 50 a second) ──────┼─▶ WORK/rows/said-*.parquet, recorded-*.parquet
           └▶ codec (step 2, 75 frames a second, 8 codes) ┘
 
 Rows of understood clips, and of recordings of people; these have no text and are for the coarse and fine stages. None
-is of a held-out voice. ``WORK/rows`` says
-of which codec and units it is made, and goes on where it was stopped; with others it must be made anew.
+is of a held-out voice. The units are the network's, not whisper's: those `Bark.audio_to_semantic` gives of a voice
+prompt. ``WORK/rows`` says of which codec and network it is made, and goes on where it was stopped; with others it must be
+made anew.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from bark_jax import codec as codecs
+from bark_jax import units as networks
 from bark_jax.audio import read
 from bark_jax.files import replacing
 from bark_jax.train import data
@@ -62,7 +64,7 @@ def voice_of(id_: str) -> str:
 
 def made_from(work: Path) -> dict[str, str]:
     """SHA-256 of what the rows depend on."""
-    paths = {"codec": work / "codec" / "codec.safetensors", "units": work / "units" / "clusters.npz"}
+    paths = {"codec": work / "codec" / "codec.safetensors", "units": work / "units" / "units.safetensors"}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
 
 
@@ -84,22 +86,20 @@ def begin(work: Path) -> Path:
 def tokenised(work: Path, chosen: Sequence[tuple[str, Path]]) -> Iterator[dict[str, Any]]:
     """Rows of clips (id, file), in their order."""
     codec = evaluate.load_codec(work / "codec" / "codec.safetensors")
+    network = networks.load(work / "units" / "units.safetensors")
     plan = {clip.id: clip for clip in corpus.read_plan(work)}
     for start in range(0, len(chosen), CLIPS_AT_ONCE):
         some = chosen[start : start + CLIPS_AT_ONCE]
         audio = [read(path, CONFIG.sample_rate) for _, path in some]
         audio += [audio[0][:1]] * (CLIPS_AT_ONCE - len(some))  # as many rows in every call: compiled once
-        for (id_, _), codes in zip(some, codecs.encode(codec, audio), strict=False):
-            yield row(id_, plan.get(id_), np.load(units.label_path(work, id_)), np.asarray(codes))
+        for (id_, _), clip, codes in zip(some, audio, codecs.encode(codec, audio), strict=False):
+            yield row(id_, plan.get(id_), networks.encode(network, clip), np.asarray(codes))
 
 
 def write(work: Path) -> None:
     """Write what is not there yet."""
     folder = begin(work)
     chosen = [(id_, path) for id_, path, split in units.sources(work) if split != "heldout"]
-    unlabelled = [id_ for id_, _ in chosen if not units.label_path(work, id_).is_file()]
-    if unlabelled:
-        raise ValueError(f"{len(unlabelled):,} clips have no units: run `python -m recipes.bark_nano.units label`")
     began = time.monotonic()
     for name, recorded in (("said", False), ("recorded", True)):
         these = [item for item in chosen if item[0].startswith("recordings/") == recorded]

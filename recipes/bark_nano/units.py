@@ -1,10 +1,11 @@
 """Step 3, semantic units: ``python -m recipes.bark_nano.units cluster|label|train``.
 
     cluster  features of whisper-base's encoder for a sample of the speech ─ k-means ─▶ WORK/units/clusters.npz
-    label    the unit of every 20 ms of every clip: WORK/units/labels/ID.npy
+    label    the unit of every 20 ms of that sample, and of all that is held out: WORK/units/labels/ID.npy
     train    `bark_jax.units`, log mel → units: WORK/units/units.safetensors
 
-Each can be stopped and started again. whisper's encoder adds the position in its window to what it hears, and its last
+Each can be stopped and started again. The corpus itself gets its units from the network (`rows`), as every voice prompt
+will; whisper only teaches it. whisper's encoder adds the position in its window to what it hears, and its last
 layer still shows it: with whole clips, the same sound has another unit at another time (fewer than 10 % agree when a
 clip begins ten seconds later). So every frame is taken from the middle of a short window of its own, always from about
 the same position, and the mean of that position is taken off: then 96 % agree when windows begin elsewhere.
@@ -13,7 +14,7 @@ the same position, and the mean of that position is taken off: then 96 % agree w
 from __future__ import annotations
 
 import argparse
-import random
+import hashlib
 import sys
 import time
 from collections.abc import Sequence
@@ -93,17 +94,22 @@ def sources(work: Path) -> list[tuple[str, Path, str]]:
     return [item for item in found if item[1].is_file()]
 
 
+def sample(work: Path, clips: int, *, seed: int = 0) -> list[tuple[str, Path]]:
+    """`clips` of the clips to train on; of a smaller number, the first of them."""
+    chosen = [(id_, path) for id_, path, split in sources(work) if split == "train"]
+    return sorted(chosen, key=lambda item: hashlib.sha256(f"{seed} {item[0]}".encode()).digest())[:clips]
+
+
 def cluster(work: Path, features: Features, *, clips: int, seed: int = 0) -> None:
     """Find the units in a sample of `clips` clips to train on."""
     from sklearn.cluster import MiniBatchKMeans
 
-    chosen = [path for _, path, split in sources(work) if split == "train"]
-    random.Random(seed).shuffle(chosen)
+    chosen = sample(work, clips, seed=seed)
     parts = []
-    for i, path in enumerate(chosen[:clips], 1):
+    for i, (_, path) in enumerate(chosen, 1):
         parts.append(features(listen.load(path)))
         if i % 200 == 0:
-            print(f"{i} of {min(clips, len(chosen))} clips", flush=True)
+            print(f"{i} of {len(chosen)} clips", flush=True)
     vectors, positions = (np.concatenate(x) for x in zip(*parts, strict=True))
     means = np.stack([vectors[positions == i].mean(axis=0) for i in range(KEPT)])
     x = normalised(vectors - means[positions])
@@ -120,10 +126,11 @@ def label_path(work: Path, id_: str) -> Path:
     return work / "units" / "labels" / f"{id_}.npy"
 
 
-def label(work: Path, features: Features) -> None:
-    """The units of everything that has none yet."""
+def label(work: Path, features: Features, *, clips: int) -> None:
+    """The units of `sample`'s clips and of all held-out ones, where they are not there yet."""
     clusters = Clusters.load(work)
-    waiting = [(id_, path) for id_, path, _ in sources(work) if not label_path(work, id_).is_file()]
+    wanted = [(id_, path) for id_, path, split in sources(work) if split == "heldout"] + sample(work, clips)
+    waiting = [(id_, path) for id_, path in wanted if not label_path(work, id_).is_file()]
     began, seconds = time.monotonic(), 0.0
     for i, (id_, path) in enumerate(waiting, 1):
         audio = listen.load(path)
@@ -225,7 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     clustering = commands.add_parser("cluster", help="find the units")
     clustering.add_argument("--clips", type=int, default=2000)
-    commands.add_parser("label", help="units of every clip")
+    labelling = commands.add_parser("label", help="units of a sample, for the network to learn from")
+    labelling.add_argument("--clips", type=int, default=3000)
     training = commands.add_parser("train", help="teach the network")
     training.add_argument("--steps", type=int, default=8000)
     training.add_argument("--batch", type=int, default=16)
@@ -237,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "cluster":
         return run(lambda: cluster(work, Features(assets, threads=options.threads), clips=options.clips))
     if options.command == "label":
-        return run(lambda: label(work, Features(assets, threads=options.threads)))
+        return run(lambda: label(work, Features(assets, threads=options.threads), clips=options.clips))
     return run(
         lambda: train(
             work,
