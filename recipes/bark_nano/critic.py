@@ -1,8 +1,8 @@
 """What judges the codec while it is trained: spectral distances, and networks that learn to tell speech from its copy.
 
-The distance is DAC's multi-scale mel distance, of loudness in place of logarithms; the critics are EnCodec's multi-scale
-STFT discriminator (arXiv 2210.13438, section 3.4) in a smaller size, with least-squares losses and feature matching.
-Speaking needs none of it.
+The distance is DAC's multi-scale mel distance, of loudness in place of logarithms; the critics are EnCodec's
+multi-scale STFT discriminator (arXiv 2210.13438, section 3.4) in a smaller size, with least-squares losses and feature
+matching. Speaking needs none of it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def wave_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 def loudness_distance(
     a: jax.Array, b: jax.Array, sample_rate: int, scales: Sequence[tuple[int, int]] = MELS
 ) -> jax.Array:
-    """Mean absolute difference of the loudness of mel bands of (B, N) and (B, N), over the mean loudness of `b`; the mean
-    over `scales`. With logarithms, faint bands would count as much as loud ones.
+    """Mean absolute difference of the loudness of mel bands of (B, N) and (B, N), over the mean loudness of `b`; the
+    mean over `scales`. With logarithms, faint bands would count as much as loud ones.
     """
     level = jnp.sqrt(jnp.mean(jnp.square(b), axis=1) + 1e-6)[:, None, None]
     # Both in one product, and the margins as loud as the rest.

@@ -6,8 +6,8 @@
 
 Rows of understood clips, and of recordings of people; these have no text and are for the coarse and fine stages. None
 is of a held-out voice. The units are the network's, not whisper's: those `Bark.audio_to_semantic` gives of a voice
-prompt. ``WORK/rows`` says of which codec and network it is made, and goes on where it was stopped; with others it must be
-made anew.
+prompt. ``WORK/rows`` says of which codec and network it is made, and goes on where it was stopped; with others it must
+be made anew.
 """
 
 from __future__ import annotations
