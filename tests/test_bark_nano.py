@@ -167,6 +167,19 @@ class TestCritic:
         quiet = float(critic.loudness_distance(0.03 * low, 0.1 * speech, 24_000))
         np.testing.assert_allclose(quiet, without_faint, rtol=0.02)
 
+    def test_what_is_masked_does_not_count_and_what_is_added_counts_most(self) -> None:
+        n = jnp.arange(24_000) / 24_000
+        low, high = (0.3 * jnp.sin(2 * jnp.pi * hz * n)[None].astype(jnp.float32) for hz in (500, 3000))
+
+        def distance(made: jax.Array, source: jax.Array) -> float:
+            return float(critic.audible_distance(made, source, 24_000))
+
+        assert distance(low, low) < 1e-3 and distance(1.5 * low, low) < 1e-3  # 3.5 dB: a fifth louder
+        assert distance(2.5 * low, low) > 0.1
+        missing, added = distance(low, low + high), distance(low + high, low)
+        assert added > 2 * missing > 0.1
+        assert np.isfinite(jax.grad(lambda x: critic.audible_distance(x, low, 24_000))(0 * low)).all()
+
     def test_halves_of_the_scales_are_all_of_them(self) -> None:
         rng = np.random.default_rng(2)
         a, b = (jnp.asarray(np.repeat(0.1 * rng.standard_normal((1, 6000)), 2, axis=0), jnp.float32) for _ in range(2))
