@@ -379,6 +379,7 @@ class TestRun:
         parts = run(tmp_path / "again", 0.0, 1e9)  # a step, then the rest
         for name, tensor in whole.items():
             np.testing.assert_array_equal(parts[name], tensor)
+            assert tensor.dtype == weights.DTYPES["bfloat16"]
 
 
 class TestRows:
@@ -463,6 +464,21 @@ def save_units(work: Path, *, seed: int) -> None:
     config = networks.UnitsConfig(width=16, n_blocks=2, n_units=40, n_mels=20)
     network = networks.LogMelUnits(config, rngs=nnx.Rngs(seed))
     networks.save(work / "units" / "units.safetensors", config, weights.names(network))
+
+
+def test_units_and_audio_of_a_crop_are_of_the_same_time() -> None:
+    config = networks.UnitsConfig()
+    clips = []
+    for frames in (30, 80):
+        labels = np.arange(100, 100 + frames)
+        clips.append((np.repeat(labels * 100, config.hop).astype(np.int16), labels.astype(np.uint16)))
+    audio, found = units.crops(clips, np.random.default_rng(0), 12, 1.0, config)
+    assert audio.shape == (12, 24_000) and found.shape == (12, 50)
+    for row, labels in zip(audio.reshape(12, 50, config.hop).mean(axis=-1), found, strict=True):
+        known = labels >= 0
+        assert known.sum() in (30, 50)
+        np.testing.assert_allclose(row[known] / row[0], labels[known] / labels[0], atol=0.02)
+        np.testing.assert_allclose(row[~known] / row[0], 0, atol=0.02)
 
 
 def test_recipe_needs_no_teacher_to_import() -> None:

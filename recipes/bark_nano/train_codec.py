@@ -9,7 +9,7 @@ nothing falls to are given a vector of the batch, and some rows use a few codebo
 the most.
 
 ``WORK/codec`` holds checkpoints and ``metrics.jsonl``; ``--export`` writes ``WORK/codec/codec.safetensors``, which any
-checkpoint folder with this config loads, from the running mean of the weights.
+checkpoint folder with this config loads, from the running mean of the weights, in bfloat16.
 """
 
 from __future__ import annotations
@@ -223,10 +223,26 @@ def matrices(tensors: dict[str, Any]) -> dict[str, Any]:
         inputs, outputs = ((0,), (1, 2)) if name.endswith(".up.weight") else ((0, 1), (2,))
         if getattr(x, "ndim", 0) == 2:
             inputs, outputs = (1,), (0,)  # of an LSTM
-        known = name.endswith((".weight", ".weight_ih", ".weight_hh")) and hasattr(x, "shape")
+        known = name.endswith((".weight", ".weight_ih", ".weight_hh")) and getattr(x, "ndim", 0) > 1
         sides = [np.prod([x.shape[i] for i in axes]) for axes in (inputs, outputs)] if known else [0]
         out[name] = optax.contrib.MuonDimensionNumbers(inputs, outputs) if min(sides) >= 8 else None
     return out
+
+
+def muon_and_adam(muon_rate: Any, adam_rate: Any, rounds: int) -> optax.GradientTransformation:
+    """Muon for `matrices`, its steps of Adam's size; Adam for all else. Rates are numbers or schedules."""
+    axes: Any = matrices
+    return optax.contrib.muon(
+        muon_rate,
+        ns_steps=rounds,
+        preconditioning="aol",
+        beta=0.9,
+        consistent_rms=0.2,
+        adam_learning_rate=adam_rate,
+        adam_b1=0.8,
+        adam_b2=0.99,
+        muon_weight_dimension_numbers=axes,
+    )
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
@@ -262,18 +278,7 @@ class Trainer:
             return optax.join_schedules([first, last], [max(rise, settings.steps - fall)])
 
         clip = optax.clip_by_global_norm(10.0)
-        axes: Any = matrices
-        muon = optax.contrib.muon(
-            schedule(settings.muon_rate),
-            ns_steps=settings.muon_rounds,
-            preconditioning="aol",
-            beta=0.9,
-            consistent_rms=0.2,
-            adam_learning_rate=schedule(settings.learning_rate),
-            adam_b1=0.8,
-            adam_b2=0.99,
-            muon_weight_dimension_numbers=axes,
-        )
+        muon = muon_and_adam(schedule(settings.muon_rate), schedule(settings.learning_rate), settings.muon_rounds)
         self.optimizer = optax.chain(clip, muon)
         self.critic_optimizer = optax.chain(clip, optax.adam(settings.critic_rate, b1=0.8, b2=0.99))
         self._step = jax.jit(
@@ -501,7 +506,7 @@ def train(
     """
     made = None
     if begin is not None:
-        made = safetensors.numpy.load_file(begin)
+        made = {name: x.astype(np.float32) for name, x in safetensors.numpy.load_file(begin).items()}
         settings = dataclasses.replace(settings, quantize_from=0)
     trainer = Trainer(settings)
     kept = Run(work / "codec", settings)
@@ -542,7 +547,8 @@ def export(work: Path, settings: Settings) -> Path:
     step, state = Run(work / "codec", settings).restore(trainer.start())
     path = work / "codec" / "codec.safetensors"
     with replacing(path) as part:
-        safetensors.numpy.save_file(trainer.exported(state), part, metadata={"step": str(step)})
+        half = {name: x.astype(weights.DTYPES["bfloat16"]) for name, x in trainer.exported(state).items()}
+        part.write_bytes(weights.serialized(half, {"step": str(step)}))
     return path
 
 

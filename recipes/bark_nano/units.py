@@ -153,16 +153,18 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
     import jax.numpy as jnp
     import optax
     import orbax.checkpoint as ocp
+    import soundfile
     from flax import nnx
 
     from bark_jax import weights
     from bark_jax.units import LogMelUnits, UnitsConfig, save
+    from recipes.bark_nano.train_codec import muon_and_adam
 
     config = UnitsConfig(n_units=N_UNITS)
     module = nnx.eval_shape(lambda: LogMelUnits(config, rngs=nnx.Rngs(seed)))
     params: Any = weights.names(LogMelUnits(config, rngs=nnx.Rngs(seed)))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 300, steps, 0.02 * rate)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 10), steps, 0.02 * rate)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), muon_and_adam(schedule, schedule, 3))
 
     @jax.jit
     def step(params: Any, state: Any, audio: jax.Array, units: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array]:
@@ -185,10 +187,11 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, state))
         params, state = manager.restore(number, args=ocp.args.StandardRestore(abstract))
     chosen = [(id_, path) for id_, path, split in sources(work) if split == "train" and label_path(work, id_).is_file()]
-    print(f"step {number}; {len(chosen):,} clips", flush=True)
+    known = [(soundfile.read(path, dtype="int16")[0], np.load(label_path(work, id_))) for id_, path in chosen]
+    print(f"step {number}; {len(known):,} clips", flush=True)
     began = time.monotonic()
     while number < steps and time.monotonic() - began < 60 * minutes:
-        audio, units = crops(work, chosen, np.random.default_rng([seed, number]), batch, seconds, config)
+        audio, units = crops(known, np.random.default_rng([seed, number]), batch, seconds, config)
         params, state, value, right = step(params, state, audio, units)
         number += 1
         if number % 50 == 0:
@@ -202,22 +205,22 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
 
 
 def crops(
-    work: Path, chosen: Sequence[tuple[str, Path]], rng: np.random.Generator, batch: int, seconds: float, config: Any
+    known: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator, batch: int, seconds: float, config: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Audio (batch, samples) at the codec's rate and units (batch, frames), -1 where there is none."""
-    import soundfile
+    """Audio (batch, samples) at the codec's rate and units (batch, frames), -1 where there is none; at other levels
+    than the clips, with some noise.
 
+    Args:
+      known: audio (samples,) int16 and units of each clip.
+    """
     frames = int(seconds * config.rate_hz)
     audio = np.zeros((batch, frames * config.hop), np.float32)
     units = np.full((batch, frames), -1, np.int32)
     for row in range(batch):
-        id_, path = chosen[int(rng.integers(len(chosen)))]
-        known = np.load(label_path(work, id_))
-        start = int(rng.integers(max(1, len(known) - frames + 1)))
-        part = known[start : start + frames]
-        with soundfile.SoundFile(path) as file:
-            file.seek(start * config.hop)
-            samples = file.read(len(part) * config.hop, dtype="float32")
+        clip, labels = known[int(rng.integers(len(known)))]
+        start = int(rng.integers(max(1, len(labels) - frames + 1)))
+        part = labels[start : start + frames]
+        samples = clip[start * config.hop : (start + len(part)) * config.hop].astype(np.float32) / 32768
         audio[row, : len(samples)] = samples * 10 ** rng.uniform(-0.7, 0.2)
         audio[row] += 10 ** rng.uniform(-5, -2.3) * rng.standard_normal(audio.shape[1]).astype(np.float32)
         units[row, : len(part)] = part
@@ -235,10 +238,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     labelling = commands.add_parser("label", help="units of a sample, for the network to learn from")
     labelling.add_argument("--clips", type=int, default=3000)
     training = commands.add_parser("train", help="teach the network")
-    training.add_argument("--steps", type=int, default=8000)
+    training.add_argument("--steps", type=int, default=3000)
     training.add_argument("--batch", type=int, default=16)
     training.add_argument("--seconds", type=float, default=4.0)
-    training.add_argument("--rate", type=float, default=1e-3)
+    training.add_argument("--rate", type=float, default=2e-3)
     training.add_argument("--minutes", type=float, default=1e9)
     options = parser.parse_args(argv)
     work, assets = options.work, options.assets or options.work / "assets"
