@@ -113,14 +113,21 @@ class LogMelUnits(nnx.Module):
 
     def __call__(self, audio: jax.Array, frames: jax.Array | None = None) -> jax.Array:
         """Logits (B, T, U) of audio (B, N), N = hop · T; `frames` (B,) int32 are real, zeros follow."""
-        x = self.spectrum(audio)
+        return self.logits(self.hidden(self.spectrum(audio), frames))
+
+    def hidden(self, x: jax.Array, frames: jax.Array | None = None) -> jax.Array:
+        """(B, T, C), what the logits are made of; `x` (B, 2 T, n_mels) is what `spectrum` gives."""
         rows, length = x.shape[0], x.shape[1] // 2
         frames = jnp.full((rows,), length, jnp.int32) if frames is None else frames
         fine, coarse = (jnp.arange(n) < (frames * k)[:, None] for n, k in ((2 * length, 2), (length, 1)))
         x = self.conv_in(jnp.where(fine[..., None], x, 0))
         for block in self.blocks:  # beyond the end of a row is nothing, as beyond the end of the array
             x = block(jnp.where(coarse[..., None], x, 0))
-        return self.head(self.norm(x))
+        return self.norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """(B, T, C) → (B, T, U)."""
+        return self.head(hidden)
 
     def spectrum(self, audio: jax.Array) -> jax.Array:
         """(B, N) → (B, 2 T, n_mels): log mel, roughly centred, frame i around sample i · hop / 2."""

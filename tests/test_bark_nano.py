@@ -471,14 +471,28 @@ def test_units_and_audio_of_a_crop_are_of_the_same_time() -> None:
     clips = []
     for frames in (30, 80):
         labels = np.arange(100, 100 + frames)
-        clips.append((np.repeat(labels * 100, config.hop).astype(np.int16), labels.astype(np.uint16)))
-    audio, found = units.crops(clips, np.random.default_rng(0), 12, 1.0, config)
+        vectors = np.repeat(labels[:, None], units.N_FEATURES, axis=1).astype(np.float16)
+        clips.append((np.repeat(labels * 100, config.hop).astype(np.int16), labels.astype(np.uint16), vectors))
+    audio, found, vectors = units.crops(clips, np.random.default_rng(0), 12, 1.0, config)
     assert audio.shape == (12, 24_000) and found.shape == (12, 50)
+    np.testing.assert_array_equal(vectors[..., 7], np.maximum(found, 0))
     for row, labels in zip(audio.reshape(12, 50, config.hop).mean(axis=-1), found, strict=True):
         known = labels >= 0
         assert known.sum() in (30, 50)
         np.testing.assert_allclose(row[known] / row[0], labels[known] / labels[0], atol=0.02)
         np.testing.assert_allclose(row[~known] / row[0], 0, atol=0.02)
+
+
+def test_spectra_of_other_voices_keep_their_time() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.repeat(rng.standard_normal((6, 100, 1)), 80, axis=2) + np.linspace(-1, 1, 80), jnp.float32)
+    made = units.disturbed(x, jax.random.key(0))
+    assert made.shape == x.shape and np.isfinite(made).all()
+    for before, after in zip(np.asarray(x).mean(axis=-1), np.asarray(made), strict=True):
+        level = np.median(after, axis=-1)
+        same = np.abs(level - before - np.median(level - before)) < 0.3
+        assert 0.6 <= same.mean() <= 1.0
+    assert not np.array_equal(made, units.disturbed(x, jax.random.key(1)))
 
 
 def test_recipe_needs_no_teacher_to_import() -> None:

@@ -1,7 +1,8 @@
 """Step 3, semantic units: ``python -m recipes.bark_nano.units cluster|label|train``.
 
     cluster  features of whisper-base's encoder for a sample of the speech ─ k-means ─▶ WORK/units/clusters.npz
-    label    the unit of every 20 ms of that sample, and of all that is held out: WORK/units/labels/ID.npy
+    label    the unit of every 20 ms of that sample, and of all that is held out: WORK/units/labels/ID.npy; and the
+             vectors they were made of: WORK/units/vectors/ID.npy
     train    `bark_jax.units`, log mel → units: WORK/units/units.safetensors
 
 Each can be stopped and started again. The corpus itself gets its units from the network (`rows`), as every voice prompt
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,10 @@ WINDOW, KEPT = 100, 20
 """Frames of 20 ms: of a window, and those in its middle that are used."""
 FRAME = 320
 """Samples of a frame at `listen.RATE`."""
+N_FEATURES = 512
+"""Of whisper-base's encoder."""
+TO_TEACHER = "to_teacher.weight"
+"""Of the network in training only: what gives the teacher's vectors."""
 
 
 class Features:
@@ -70,9 +75,12 @@ class Clusters:
         with np.load(work / "units" / "clusters.npz") as file:
             return cls(file["means"], file["centres"])
 
-    def __call__(self, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Units (T,) uint16 of what `Features` gives."""
-        x = normalised(vectors - self.means[positions])
+    def comparable(self, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """What `Features` gives, (T, 512), without what is the position's."""
+        return normalised(vectors - self.means[positions])
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Units (T,) uint16 of `comparable` vectors."""
         distance = np.sum(self.centres**2, axis=1) - 2 * x @ self.centres.T
         return np.argmin(distance, axis=1).astype(np.uint16)
 
@@ -126,18 +134,23 @@ def label_path(work: Path, id_: str) -> Path:
     return work / "units" / "labels" / f"{id_}.npy"
 
 
+def vectors_path(work: Path, id_: str) -> Path:
+    return work / "units" / "vectors" / f"{id_}.npy"
+
+
 def label(work: Path, features: Features, *, clips: int) -> None:
     """The units of `sample`'s clips and of all held-out ones, where they are not there yet."""
     clusters = Clusters.load(work)
     wanted = [(id_, path) for id_, path, split in sources(work) if split == "heldout"] + sample(work, clips)
-    waiting = [(id_, path) for id_, path in wanted if not label_path(work, id_).is_file()]
+    waiting = [(id_, path) for id_, path in wanted if not label_path(work, id_).is_file()]  # the last to be written
     began, seconds = time.monotonic(), 0.0
-    for i, (id_, path) in enumerate(waiting, 1):
-        audio = listen.load(path)
-        made = label_path(work, id_)
-        made.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(made) as part, part.open("wb") as file:
-            np.save(file, clusters(*features(audio)))
+    for i, (id_, source) in enumerate(waiting, 1):
+        audio = listen.load(source)
+        x = clusters.comparable(*features(audio))
+        for path, array in ((vectors_path(work, id_), x.astype(np.float16)), (label_path(work, id_), clusters(x))):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part, part.open("wb") as file:
+                np.save(file, array)
         seconds += len(audio) / listen.RATE
         if i % 200 == 0 or i == len(waiting):
             speed = seconds / (time.monotonic() - began)
@@ -147,8 +160,48 @@ def label(work: Path, features: Features, *, clips: int) -> None:
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
+class Crop(NamedTuple):
+    """B rows of T units, at other levels than their clips, with some noise."""
+
+    audio: np.ndarray
+    """(B, hop · T) at the codec's rate."""
+    units: np.ndarray
+    """(B, T) int32, -1 beyond the end of a clip."""
+    vectors: np.ndarray
+    """(B, T, 512), the teacher's."""
+
+
+def disturbed(x: Any, key: Any) -> Any:
+    """Spectra (B, N, M) as other voices, rooms and microphones might give them: bands up to 12 % higher or lower (as
+    in VTLP, Jaitly and Hinton 2013), another balance of bands, and holes (SpecAugment, arXiv 1904.08779).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    rows, length, bands = x.shape
+    keys = jax.random.split(key, 6)
+    band, time_ = jnp.arange(bands), jnp.arange(length)
+    at = jnp.clip(band * jnp.exp(jax.random.uniform(keys[0], (rows, 1), minval=-0.12, maxval=0.12)), 0, bands - 1)
+    low = jnp.minimum(jnp.floor(at).astype(jnp.int32), bands - 2)
+    part = (at - low)[:, None]
+    left, right = (jnp.take_along_axis(x, (low + i)[:, None], axis=2) for i in (0, 1))
+    x = left * (1 - part) + right * part
+    size = 0.2 * jax.random.normal(keys[1], (rows, 4, 1))  # 1 is a factor of e³, see `LogMelUnits.spectrum`
+    phase = jax.random.uniform(keys[2], (rows, 4, 1), maxval=2 * jnp.pi)
+    x = x + jnp.sum(size * jnp.cos(jnp.pi * jnp.arange(1, 5)[:, None] * band / bands + phase), axis=1)[:, None]
+    middle = jnp.mean(x, axis=(1, 2), keepdims=True)
+    for i, (where, most) in enumerate(((time_, 20), (time_, 20), (band, 12))):
+        begin, span = (
+            jax.random.randint(k, (rows, 1), 0, n)
+            for k, n in zip(jax.random.split(keys[3 + i]), (len(where), most), strict=True)
+        )
+        hole = (where >= begin) & (where < begin + span)
+        x = jnp.where(hole[:, :, None] if where is time_ else hole[:, None], middle, x)
+    return x
+
+
 def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, minutes: float, seed: int = 0) -> None:
-    """Teach the network the units; goes on where it was."""
+    """Teach the network the units, and the vectors behind them, which say more; goes on where it was."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -162,69 +215,90 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
 
     config = UnitsConfig(n_units=N_UNITS)
     module = nnx.eval_shape(lambda: LogMelUnits(config, rngs=nnx.Rngs(seed)))
-    params: Any = weights.names(LogMelUnits(config, rngs=nnx.Rngs(seed)))
+    params: Any = {"network": weights.names(LogMelUnits(config, rngs=nnx.Rngs(seed)))}
+    params["network"]["to_teacher.weight"] = 0.02 * jax.random.normal(
+        jax.random.key(seed), (1, config.width, N_FEATURES)
+    )
+    average = params
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 10), steps, 0.02 * rate)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), muon_and_adam(schedule, schedule, 3))
 
     @jax.jit
-    def step(params: Any, state: Any, audio: jax.Array, units: jax.Array) -> tuple[Any, Any, jax.Array, jax.Array]:
+    def step(params: Any, average: Any, state: Any, crop: Crop, number: jax.Array) -> Any:
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            logits = weights.fill(module, params)(audio)
-            known = units >= 0
-            nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(units, 0))
-            right = jnp.sum((jnp.argmax(logits, axis=-1) == units) & known) / jnp.sum(known)
-            return jnp.sum(jnp.where(known, nll, 0)) / jnp.sum(known), right
+            tensors = dict(params)
+            to_teacher = tensors.pop(TO_TEACHER)[0]
+            network = weights.fill(module, tensors)
+            spectrum = disturbed(network.spectrum(crop.audio), jax.random.fold_in(jax.random.key(seed), number))
+            hidden = network.hidden(spectrum)
+            logits, found = network.logits(hidden), hidden @ to_teacher
+            known = crop.units >= 0
+            nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(crop.units, 0))
+            off = jnp.mean(jnp.square(found - crop.vectors), axis=-1)  # of vectors of variance 1
+            right = jnp.sum((jnp.argmax(logits, axis=-1) == crop.units) & known) / jnp.sum(known)
+            return jnp.sum(jnp.where(known, nll + off, 0)) / jnp.sum(known), right
 
         (value, right), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value, right
+        params: Any = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda a, b: 0.99 * a + 0.01 * b, average, params)
+        return params, average, state, value, right
 
     state = optimizer.init(params)
     folder = (work / "units" / "checkpoints").absolute()
     manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=1))
     number = manager.latest_step() or 0
     if number:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, state))
-        params, state = manager.restore(number, args=ocp.args.StandardRestore(abstract))
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, average, state))
+        params, average, state = manager.restore(number, args=ocp.args.StandardRestore(abstract))
     chosen = [(id_, path) for id_, path, split in sources(work) if split == "train" and label_path(work, id_).is_file()]
-    known = [(soundfile.read(path, dtype="int16")[0], np.load(label_path(work, id_))) for id_, path in chosen]
+    known = [
+        (soundfile.read(path, dtype="int16")[0], np.load(label_path(work, id_)), np.load(vectors_path(work, id_)))
+        for id_, path in chosen
+    ]
     print(f"step {number}; {len(known):,} clips", flush=True)
     began = time.monotonic()
     while number < steps and time.monotonic() - began < 60 * minutes:
-        audio, units = crops(known, np.random.default_rng([seed, number]), batch, seconds, config)
-        params, state, value, right = step(params, state, audio, units)
+        crop = crops(known, np.random.default_rng([seed, number]), batch, seconds, config)
+        params, average, state, value, right = step(params, average, state, crop, number)
         number += 1
         if number % 50 == 0:
             print(f"{number} loss {float(value):.3f}, right {float(right):.1%}", flush=True)
         if number % 500 == 0:
-            manager.save(number, args=ocp.args.StandardSave((params, state)))
+            manager.save(number, args=ocp.args.StandardSave((params, average, state)))
     if number != manager.latest_step():
-        manager.save(number, args=ocp.args.StandardSave((params, state)))
+        manager.save(number, args=ocp.args.StandardSave((params, average, state)))
     manager.wait_until_finished()
-    save(work / "units" / "units.safetensors", config, {name: np.asarray(x) for name, x in params.items()})
+    half = {name: np.asarray(x).astype(weights.DTYPES["bfloat16"]) for name, x in average.items() if name != TO_TEACHER}
+    save(work / "units" / "units.safetensors", config, half)
 
 
 def crops(
-    known: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator, batch: int, seconds: float, config: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Audio (batch, samples) at the codec's rate and units (batch, frames), -1 where there is none; at other levels
-    than the clips, with some noise.
+    known: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    rng: np.random.Generator,
+    batch: int,
+    seconds: float,
+    config: Any,
+) -> Crop:
+    """Crops of clips.
 
     Args:
-      known: audio (samples,) int16 and units of each clip.
+      known: audio (samples,) int16, units (T,) and vectors (T, 512) of each clip.
     """
     frames = int(seconds * config.rate_hz)
     audio = np.zeros((batch, frames * config.hop), np.float32)
     units = np.full((batch, frames), -1, np.int32)
+    vectors = np.zeros((batch, frames, N_FEATURES), np.float32)
     for row in range(batch):
-        clip, labels = known[int(rng.integers(len(known)))]
+        clip, labels, given = known[int(rng.integers(len(known)))]
         start = int(rng.integers(max(1, len(labels) - frames + 1)))
         part = labels[start : start + frames]
         samples = clip[start * config.hop : (start + len(part)) * config.hop].astype(np.float32) / 32768
         audio[row, : len(samples)] = samples * 10 ** rng.uniform(-0.7, 0.2)
         audio[row] += 10 ** rng.uniform(-5, -2.3) * rng.standard_normal(audio.shape[1]).astype(np.float32)
         units[row, : len(part)] = part
-    return audio, units
+        vectors[row, : len(part)] = given[start : start + frames]
+    return Crop(audio, units, vectors)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
