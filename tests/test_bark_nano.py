@@ -483,6 +483,26 @@ def test_units_and_audio_of_a_crop_are_of_the_same_time() -> None:
         np.testing.assert_allclose(row[~known] / row[0], 0, atol=0.02)
 
 
+def test_the_network_of_units_is_trained_and_kept(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    (tmp_path / "plan.jsonl").touch()
+    rng = np.random.default_rng(0)
+    id_ = "recordings/train/19-1-0"
+    made = [tmp_path / f"{id_}.flac", units.label_path(tmp_path, id_), units.vectors_path(tmp_path, id_)]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(made[0], 0.1 * rng.standard_normal(24_000), 24_000)
+    np.save(made[1], np.full(50, 7, np.uint16))
+    np.save(made[2], rng.standard_normal((50, units.N_FEATURES)).astype(np.float16))
+    settings = {"batch": 2, "seconds": 0.4, "rate": 2e-3, "minutes": 1e9}
+    units.train(tmp_path, steps=3, **settings)
+    path = tmp_path / "units" / "units.safetensors"
+    before = path.read_bytes()
+    assert networks.encode(networks.load(path), np.zeros(9600, np.float32)).shape == (20,)
+    units.train(tmp_path, steps=3, **settings)  # there is nothing to do
+    assert path.read_bytes() == before
+
+
 def test_spectra_of_other_voices_keep_their_time() -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(np.repeat(rng.standard_normal((6, 100, 1)), 80, axis=2) + np.linspace(-1, 1, 80), jnp.float32)

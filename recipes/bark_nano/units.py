@@ -215,10 +215,8 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
 
     config = UnitsConfig(n_units=N_UNITS)
     module = nnx.eval_shape(lambda: LogMelUnits(config, rngs=nnx.Rngs(seed)))
-    params: Any = {"network": weights.names(LogMelUnits(config, rngs=nnx.Rngs(seed)))}
-    params["network"]["to_teacher.weight"] = 0.02 * jax.random.normal(
-        jax.random.key(seed), (1, config.width, N_FEATURES)
-    )
+    params: Any = weights.names(LogMelUnits(config, rngs=nnx.Rngs(seed)))
+    params[TO_TEACHER] = 0.02 * jax.random.normal(jax.random.key(seed), (1, config.width, N_FEATURES))
     average = params
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 10), steps, 0.02 * rate)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), muon_and_adam(schedule, schedule, 3))
