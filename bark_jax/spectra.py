@@ -16,8 +16,8 @@ def _window(size: int) -> np.ndarray:
     return (window / np.sqrt(np.sum(window**2))).astype(np.float32)
 
 
-def to_mel(hz: np.ndarray) -> np.ndarray:
-    """The Slaney mel scale: linear up to 1 kHz, which is 15, then 27 for each factor of 6.4."""
+def to_mel(hz: float | np.ndarray) -> np.ndarray:
+    """Hz on the Slaney mel scale: linear up to 1 kHz, which is 15, then 27 for each factor of 6.4."""
     return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1) / 1000) / np.log(6.4))
 
 
@@ -28,7 +28,7 @@ def mel_filters(size: int, n_mels: int, sample_rate: int) -> np.ndarray:
     def to_hz(mel: np.ndarray) -> np.ndarray:
         return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
 
-    edges = to_hz(np.linspace(0, to_mel(np.asarray(sample_rate / 2)), n_mels + 2))
+    edges = to_hz(np.linspace(0, to_mel(sample_rate / 2), n_mels + 2))
     bins = np.linspace(0, sample_rate / 2, size // 2 + 1)[:, None]
     rise = (bins - edges[:-2]) / np.diff(edges)[:-1]
     fall = (edges[2:] - bins) / np.diff(edges)[1:]

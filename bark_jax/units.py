@@ -113,10 +113,10 @@ class LogMelUnits(nnx.Module):
 
     def __call__(self, audio: jax.Array, frames: jax.Array | None = None) -> jax.Array:
         """Logits (B, T, U) of audio (B, N), N = hop · T; `frames` (B,) int32 are real, zeros follow."""
-        return self.logits(self.hidden(self.spectrum(audio), frames))
+        return self.head(self.hidden(self.spectrum(audio), frames))
 
     def hidden(self, x: jax.Array, frames: jax.Array | None = None) -> jax.Array:
-        """(B, T, C), what the logits are made of; `x` (B, 2 T, n_mels) is what `spectrum` gives."""
+        """(B, T, C), what `head` makes logits of; `x` (B, 2 T, n_mels) is what `spectrum` gives."""
         rows, length = x.shape[0], x.shape[1] // 2
         frames = jnp.full((rows,), length, jnp.int32) if frames is None else frames
         fine, coarse = (jnp.arange(n) < (frames * k)[:, None] for n, k in ((2 * length, 2), (length, 1)))
@@ -124,10 +124,6 @@ class LogMelUnits(nnx.Module):
         for block in self.blocks:  # beyond the end of a row is nothing, as beyond the end of the array
             x = block(jnp.where(coarse[..., None], x, 0))
         return self.norm(x)
-
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """(B, T, C) → (B, T, U)."""
-        return self.head(hidden)
 
     def spectrum(self, audio: jax.Array) -> jax.Array:
         """(B, N) → (B, 2 T, n_mels): log mel, roughly centred, frame i around sample i · hop / 2."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -28,14 +27,30 @@ FLOOR, EXPONENT = 1e-6, 0.23
 """Of loudness: power (relative to that of the whole row) plus the floor, 60 dB down, to the exponent. It is Zwicker's
 law without the ear's threshold (E. Zwicker and H. Fastl, "Psychoacoustics", 8.7), and what PESQ compares as well."""
 
-
-N_AUDIBLE = 49
-"""Bands of `audible_distance`."""
+N_AUDIBLE, TOP_HZ = 49, 8000.0
+"""Bands of `audible_distance`, and where they end."""
 
 
 def wave_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     """Mean absolute difference of (B, N) and (B, N), in units of each row's mean size in `b`."""
     return jnp.mean(jnp.mean(jnp.abs(a - b), axis=1) / (jnp.mean(jnp.abs(b), axis=1) + 1e-3))
+
+
+def band_powers(
+    a: jax.Array, b: jax.Array, size: int, hop: int, n_mels: int, sample_rate: int, *, margin: int
+) -> tuple[jax.Array, jax.Array]:
+    """Powers of the mel bands of (B, N) and (B, N), each (B, frames, n_mels), over the mean power of `b`'s row.
+    `margin` zeros come before and after, so that the ends count as much as the rest.
+    """
+    level = jnp.sqrt(jnp.mean(jnp.square(b), axis=1) + 1e-6)[:, None, None]
+    both = jnp.pad(jnp.concatenate([a, b]), ((0, 0), (margin, margin)))  # in one product
+    power = jnp.square(mel(both, size, hop, n_mels, sample_rate) / jnp.concatenate([level, level]))
+    x, y = jnp.split(power, 2)
+    return x, y
+
+
+def loudness(power: jax.Array) -> jax.Array:
+    return (power + FLOOR) ** EXPONENT
 
 
 def loudness_distance(
@@ -44,14 +59,9 @@ def loudness_distance(
     """Mean absolute difference of the loudness of mel bands of (B, N) and (B, N), over the mean loudness of `b`; the
     mean over `scales`. With logarithms, faint bands would count as much as loud ones.
     """
-    level = jnp.sqrt(jnp.mean(jnp.square(b), axis=1) + 1e-6)[:, None, None]
-    # Both in one product, and the margins as loud as the rest.
-    both = jnp.pad(jnp.concatenate([a, b]), ((0, 0), (512, 512)))
-    level = jnp.concatenate([level, level])
     total = jnp.zeros(())
     for size, n_mels in scales:
-        power = jnp.square(mel(both, size, size // 4, n_mels, sample_rate) / level)
-        x, y = jnp.split((power + FLOOR) ** EXPONENT, 2)
+        x, y = map(loudness, band_powers(a, b, size, size // 4, n_mels, sample_rate, margin=512))
         total += jnp.mean(jnp.abs(x - y)) / jnp.mean(y)
     return total / len(scales)
 
@@ -73,14 +83,11 @@ def audible_distance(a: jax.Array, b: jax.Array, sample_rate: int) -> jax.Array:
     bands in place of its table, and without its filters and its alignment: bands up to 8 kHz of windows of 32 ms; what
     is within a quarter of the fainter of both is masked; and what was added, more than 4 dB, counts besides.
     """
-    level = jnp.sqrt(jnp.mean(jnp.square(b), axis=1) + 1e-6)[:, None, None]
-    size = round(sample_rate * 0.032)
-    both = jnp.pad(jnp.concatenate([a, b]), ((0, 0), (size // 2, size // 2)))
-    top = round(N_AUDIBLE * float(to_mel(np.asarray(sample_rate / 2)) / to_mel(np.asarray(8000.0))))
-    magnitude = mel(both, size, size // 2, top, sample_rate)[..., :N_AUDIBLE]
-    power = jnp.square(magnitude / jnp.concatenate([level, level]))
-    before, after = jnp.split(power, 2)[::-1]
-    y, x = jnp.split((power + FLOOR) ** EXPONENT, 2)[::-1]
+    hop = round(sample_rate * 0.016)
+    n_mels = round(N_AUDIBLE * to_mel(sample_rate / 2).item() / to_mel(TOP_HZ).item())
+    bands = band_powers(a, b, 2 * hop, hop, n_mels, sample_rate, margin=hop)
+    after, before = (power[..., :N_AUDIBLE] for power in bands)
+    x, y = loudness(after), loudness(before)
     heard = jax.nn.relu(jnp.abs(x - y) - 0.25 * jnp.minimum(x, y))
     added = ((after + 1e-5) / (before + 1e-5)) ** 1.2
     added = lax.stop_gradient(jnp.where(added < 3, 0, jnp.minimum(added, 12)))

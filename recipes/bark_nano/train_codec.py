@@ -3,10 +3,10 @@ it is started again, and can be stopped at any time.
 
     crops of speech ─▶ encoder ─▶ residual quantizer ─▶ decoder ─▶ distances, critics
 
-It starts from a filter bank (`first_weights`). Up to three phases: without the quantizer (none by default); with
-it; with critics besides. The codebooks are running means of the vectors they stand for (EnCodec's EMA), codes that
-nothing falls to are given a vector of the batch, and some rows use a few codebooks only, so that the first ones carry
-the most.
+It starts from a filter bank (`first_weights`). Up to three phases: a few hundred steps without the quantizer; with it;
+and, where it is asked for, with critics besides. The codebooks are running means of the vectors they stand for
+(EnCodec's EMA), codes that nothing falls to are given a vector of the batch, and some rows use a few codebooks only, so
+that the first ones carry the most.
 
 ``WORK/codec`` holds checkpoints and ``metrics.jsonl``; ``--export`` writes ``WORK/codec/codec.safetensors``, which any
 checkpoint folder with this config loads, from the running mean of the weights, in bfloat16.
@@ -80,7 +80,8 @@ class Settings:
     """Of a crop."""
     steps: int = 10_000
     quantize_from: int = 300
-    critics_from: int = 10_000
+    critics_from: int = 1 << 40
+    """By default never."""
     muon_rate: float = 2e-3
     """Learning rate of the matrices, with Muon (https://kellerjordan.github.io/posts/muon/): its steps are scaled to
     the size of Adam's (arXiv 2502.16982). It learns several times as much in a step (`benchmarks/NOTES.md`)."""
@@ -462,15 +463,18 @@ class Crops:
 class Run:
     """Checkpoints and metrics of a run."""
 
-    def __init__(self, folder: Path, settings: Settings):
+    def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        path, now = folder / "settings.json", json.dumps(dataclasses.asdict(settings), indent=2)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self.manager = ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
+
+    def remember(self, settings: Settings) -> None:
+        """Keep the settings, and say so if they are not those of before."""
+        path, now = self.folder / "settings.json", json.dumps(dataclasses.asdict(settings), indent=2)
         if path.is_file() and json.loads(path.read_text("utf-8")) != json.loads(now):
             print(f"note: the settings in {path} differ from those of this call, which count from here on")
         path.write_text(now, "utf-8")
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self.manager = ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
 
     def restore(self, state: State) -> tuple[int, State]:
         """Step and state to go on with: those of the newest checkpoint, or the given ones."""
@@ -506,10 +510,11 @@ def train(
     """
     made = None
     if begin is not None:
-        made = {name: x.astype(np.float32) for name, x in safetensors.numpy.load_file(begin).items()}
+        made = safetensors.numpy.load_file(begin)
         settings = dataclasses.replace(settings, quantize_from=0)
     trainer = Trainer(settings)
-    kept = Run(work / "codec", settings)
+    kept = Run(work / "codec")
+    kept.remember(settings)
     crops = Crops(*files(work), settings, trainer.config.sample_rate)
     step, state = kept.restore(trainer.start(made))
     print(f"step {step:,}; {len(crops.synthetic):,} voices, {len(crops.real):,} recordings", flush=True)
@@ -544,7 +549,7 @@ def export(work: Path, settings: Settings) -> Path:
     from bark_jax.files import replacing
 
     trainer = Trainer(settings)
-    step, state = Run(work / "codec", settings).restore(trainer.start())
+    step, state = Run(work / "codec").restore(trainer.start())
     path = work / "codec" / "codec.safetensors"
     with replacing(path) as part:
         half = {name: x.astype(weights.DTYPES["bfloat16"]) for name, x in trainer.exported(state).items()}

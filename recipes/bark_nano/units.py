@@ -75,18 +75,15 @@ class Clusters:
         with np.load(work / "units" / "clusters.npz") as file:
             return cls(file["means"], file["centres"])
 
-    def comparable(self, vectors: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """What `Features` gives, (T, 512), without what is the position's."""
-        return normalised(vectors - self.means[positions])
-
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Units (T,) uint16 of `comparable` vectors."""
         distance = np.sum(self.centres**2, axis=1) - 2 * x @ self.centres.T
         return np.argmin(distance, axis=1).astype(np.uint16)
 
 
-def normalised(x: np.ndarray) -> np.ndarray:
-    """Each vector with mean 0 and variance 1."""
+def comparable(vectors: np.ndarray, positions: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """What `Features` gives, (T, 512), without what is the position's; each vector with mean 0 and variance 1."""
+    x = vectors - means[positions]
     x = x - x.mean(axis=-1, keepdims=True)
     return x / (x.std(axis=-1, keepdims=True) + 1e-6)
 
@@ -120,7 +117,7 @@ def cluster(work: Path, features: Features, *, clips: int, seed: int = 0) -> Non
             print(f"{i} of {len(chosen)} clips", flush=True)
     vectors, positions = (np.concatenate(x) for x in zip(*parts, strict=True))
     means = np.stack([vectors[positions == i].mean(axis=0) for i in range(KEPT)])
-    x = normalised(vectors - means[positions])
+    x = comparable(vectors, positions, means)
     found = MiniBatchKMeans(N_UNITS, batch_size=16_384, n_init=3, max_iter=200, random_state=seed).fit(x)
     path = work / "units" / "clusters.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +143,7 @@ def label(work: Path, features: Features, *, clips: int) -> None:
     began, seconds = time.monotonic(), 0.0
     for i, (id_, source) in enumerate(waiting, 1):
         audio = listen.load(source)
-        x = clusters.comparable(*features(audio))
+        x = comparable(*features(audio), clusters.means)
         for path, array in ((vectors_path(work, id_), x.astype(np.float16)), (label_path(work, id_), clusters(x))):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part, part.open("wb") as file:
@@ -229,7 +226,7 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
             network = weights.fill(module, tensors)
             spectrum = disturbed(network.spectrum(crop.audio), jax.random.fold_in(jax.random.key(seed), number))
             hidden = network.hidden(spectrum)
-            logits, found = network.logits(hidden), hidden @ to_teacher
+            logits, found = network.head(hidden), hidden @ to_teacher
             known = crop.units >= 0
             nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(crop.units, 0))
             off = jnp.mean(jnp.square(found - crop.vectors), axis=-1)  # of vectors of variance 1
