@@ -310,6 +310,12 @@ class TestTrainer:
         with pytest.raises(ValueError, match="a crop must be a whole number of frames"):
             train_codec.Trainer(dataclasses.replace(RUN, seconds=0.0101), SMALL)
 
+    def test_what_was_not_trained_is_not_exported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None))
+        with pytest.raises(FileNotFoundError, match="no checkpoint: train first"):
+            train_codec.export(tmp_path, RUN)
+        assert not (tmp_path / "codec" / "codec.safetensors").exists()
+
     def test_a_run_may_begin_with_a_codec(self) -> None:
         trainer = train_codec.Trainer(RUN, SMALL)
         made = trainer.exported(trainer.start())

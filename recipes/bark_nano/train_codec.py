@@ -545,11 +545,17 @@ def train(
 
 
 def export(work: Path, settings: Settings) -> Path:
-    """Write the newest checkpoint's codec."""
+    """Write the newest checkpoint's codec.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+    """
     from bark_jax.files import replacing
 
     trainer = Trainer(settings)
     step, state = Run(work / "codec").restore(trainer.start())
+    if not step:
+        raise FileNotFoundError(f"{work / 'codec'} has no checkpoint: train first, without --export")
     path = work / "codec" / "codec.safetensors"
     with replacing(path) as part:
         half = {name: x.astype(weights.DTYPES["bfloat16"]) for name, x in trainer.exported(state).items()}
