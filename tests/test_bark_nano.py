@@ -187,6 +187,19 @@ class TestCritic:
         split, whole = critic.split_loudness_distance(a, b, 24_000), critic.loudness_distance(a, b, 24_000)
         np.testing.assert_allclose(split, whole, rtol=1e-5)
 
+    def test_content_is_what_a_network_of_units_hears(self) -> None:
+        config = networks.UnitsConfig(width=16, n_blocks=1, n_units=10)
+        heard = networks.LogMelUnits(config, rngs=nnx.Rngs(0))
+        rng = np.random.default_rng(3)
+        a = jnp.asarray(0.1 * rng.standard_normal((2, 9600)), jnp.float32)
+
+        def distance(x: jax.Array) -> jax.Array:
+            return critic.content_distance(heard, x, a)
+
+        assert float(distance(a)) == 0 < float(distance(a + 0.01 * a[:, ::-1])) < float(distance(a[:, ::-1]))
+        gradient = np.asarray(jax.grad(distance)(a + 0.01 * a[:, ::-1]))
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
 
 class TestFirstWeights:
     CONFIG = dataclasses.replace(SMALL, n_filters=2, ratios=(1, 160), widths=(8, 24, 2), residual_layers=(2, 0))
@@ -310,8 +323,17 @@ class TestTrainer:
         with pytest.raises(ValueError, match="a crop must be a whole number of frames"):
             train_codec.Trainer(dataclasses.replace(RUN, seconds=0.0101), SMALL)
 
+    def test_content_needs_a_listener_and_counts_where_there_is_one(self) -> None:
+        settings = dataclasses.replace(RUN, content=0.5)
+        with pytest.raises(ValueError, match=r"content is 0\.5: it needs a network"):
+            train_codec.Trainer(settings, SMALL)
+        heard = networks.LogMelUnits(networks.UnitsConfig(width=16, n_blocks=1, n_units=10), rngs=nnx.Rngs(0))
+        trainer = train_codec.Trainer(settings, SMALL, listener=heard)
+        _, metrics = trainer.step(trainer.start(), 0.1 * speech_like(2, 4800), 0)
+        assert 0 < float(metrics["content"]) < float(metrics["loss"])
+
     def test_what_was_not_trained_is_not_exported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None))
+        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None, None))
         with pytest.raises(FileNotFoundError, match="no checkpoint: train first"):
             train_codec.export(tmp_path, RUN)
         assert not (tmp_path / "codec" / "codec.safetensors").exists()
@@ -361,7 +383,7 @@ class TestRun:
     @pytest.mark.slow
     def test_resumed_is_uninterrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         soundfile = pytest.importorskip("soundfile")
-        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None))
+        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None, None))
         t = np.arange(24_000) / 24_000
         (tmp_path / "recordings" / "train").mkdir(parents=True)
         (tmp_path / "plan.jsonl").touch()

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 
 from bark_jax.spectra import mel, stft, to_mel
+from bark_jax.units import LogMelUnits
 
 MELS = ((64, 8), (128, 16), (256, 32), (512, 64), (1024, 96), (2048, 128))
 """Window and number of mel bands of each scale; hops are a quarter of the window."""
@@ -93,6 +94,16 @@ def audible_distance(a: jax.Array, b: jax.Array, sample_rate: int) -> jax.Array:
     added = lax.stop_gradient(jnp.where(added < 3, 0, jnp.minimum(added, 12)))
     both_ways = jnp.mean(jnp.sqrt(jnp.mean(jnp.square(heard), axis=-1) + 1e-8))
     return (both_ways + 0.309 * jnp.mean(heard * added)) / jnp.mean(y)
+
+
+def content_distance(listener: LogMelUnits, a: jax.Array, b: jax.Array) -> jax.Array:
+    """How differently a network that knows semantic units hears (B, N) and its source (B, N): the mean absolute
+    difference of the vectors that its units are read from, over their mean size. What it was taught to overlook, such
+    as a voice or a balance of bands, counts little; what tells one sound of a language from another counts.
+    """
+    x, y = jnp.split(listener.hidden(listener.spectrum(jnp.concatenate([a, b]))), 2)
+    y = lax.stop_gradient(y)
+    return jnp.mean(jnp.abs(x - y)) / jnp.mean(jnp.abs(y))
 
 
 class NormConv(nnx.Module):

@@ -39,13 +39,15 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bark_jax import weights
+from bark_jax import units, weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
+from bark_jax.units import LogMelUnits
 from recipes.bark_nano import corpus, run
 from recipes.bark_nano.critic import (
     Critics,
     audible_distance,
+    content_distance,
     copy_losses,
     critic_loss,
     split_loudness_distance,
@@ -103,6 +105,8 @@ class Settings:
     loudness: float = 20.0
     audible: float = 30.0
     wave: float = 6.0
+    content: float = 0.0
+    """Of the distance in what step 3's network hears (`critic.content_distance`), which then must be there."""
     commit: float = 0.25
     marks: float = 1.0
     matching: float = 2.0
@@ -254,12 +258,19 @@ class Trainer:
 
     Args:
       devices: default: all of this process.
+      listener: step 3's network, where the settings give its distance a weight.
 
     Raises:
       ValueError: a batch that does not divide over the devices, crops that are no whole number of frames.
     """
 
-    def __init__(self, settings: Settings, config: CodecConfig = CONFIG, devices: Sequence[jax.Device] | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        config: CodecConfig = CONFIG,
+        devices: Sequence[jax.Device] | None = None,
+        listener: LogMelUnits | None = None,
+    ):
         devices = list(devices or jax.local_devices())
         if settings.batch % len(devices):
             raise ValueError(f"batch is {settings.batch}: it must be a multiple of the {len(devices)} devices")
@@ -268,7 +279,9 @@ class Trainer:
             raise ValueError(f"seconds is {settings.seconds}: a crop must be a whole number of frames of {frame}")
         mesh = Mesh(np.array(devices), ("data",))
         self._everywhere, self._rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-        self.settings, self.config = settings, config
+        if settings.content and listener is None:
+            raise ValueError(f"content is {settings.content}: it needs a network to listen, and none is given")
+        self.settings, self.config, self.listener = settings, config, listener
         self.module = nnx.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
         self.judge = nnx.eval_shape(self._new_critics)
 
@@ -357,6 +370,8 @@ class Trainer:
                 "audible": s.audible * audible_distance(made, audio, self.config.sample_rate),
                 "wave": s.wave * wave_distance(made, audio),
             }
+            if self.listener is not None and s.content:
+                parts["content"] = s.content * content_distance(self.listener, made, audio)
             if seen is not None:
                 parts["commit"] = s.commit * seen.commit
             if judged:
@@ -512,7 +527,8 @@ def train(
     if begin is not None:
         made = safetensors.numpy.load_file(begin)
         settings = dataclasses.replace(settings, quantize_from=0)
-    trainer = Trainer(settings)
+    listener = units.load(work / "units" / "units.safetensors") if settings.content else None
+    trainer = Trainer(settings, listener=listener)
     kept = Run(work / "codec")
     kept.remember(settings)
     crops = Crops(*files(work), settings, trainer.config.sample_rate)
@@ -552,7 +568,7 @@ def export(work: Path, settings: Settings) -> Path:
     """
     from bark_jax.files import replacing
 
-    trainer = Trainer(settings)
+    trainer = Trainer(dataclasses.replace(settings, content=0.0))
     step, state = Run(work / "codec").restore(trainer.start())
     if not step:
         raise FileNotFoundError(f"{work / 'codec'} has no checkpoint: train first, without --export")
