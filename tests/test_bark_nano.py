@@ -463,7 +463,7 @@ class TestRows:
         audio = listen.load(corpus.audio_path(work, "v1/0"), SMALL.sample_rate)
         wanted = np.asarray(codecs.encode(codec, audio))[:, : len(one["semantic"]) * 3 // 2]
         np.testing.assert_array_equal(one["fine"], wanted)
-        np.testing.assert_array_equal(one["coarse"], wanted[:2])
+        assert one["coarse"] is None  # it would be the first codebooks of fine
         network = networks.load(work / "units" / "units.safetensors")
         assert len(one["semantic"]) >= len(audio) // 480 - 1
         np.testing.assert_array_equal(one["semantic"], networks.encode(network, audio)[: len(one["semantic"])])

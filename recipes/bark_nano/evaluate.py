@@ -143,7 +143,7 @@ def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any, coder:
 
 
 def judge_units(work: Path) -> dict[str, float]:
-    """How well the network of step 3 does on held-out voices.
+    """How well the network of step 2 does on held-out voices.
 
     ``unit_agreement`` is the share of its frames that are the k-means unit. ``unit_order`` is the share of comparisons
     where one sentence by two voices is nearer than two sentences by one of them; distances are edit distances of the

@@ -1,8 +1,8 @@
 """Step 4, the tokenised corpus: ``python -m recipes.bark_nano.rows``. What the trainer of the three GPTs reads.
 
     text ────────────────────────────────────────────────┐
-    audio ─▶ units (step 3's network, 50 a second) ──────┼─▶ WORK/rows/said-*.parquet, recorded-*.parquet
-          └▶ codec (step 2, 75 frames a second, 8 codes) ┘
+    audio ─▶ units (step 2's network, 50 a second) ──────┼─▶ WORK/rows/said-*.parquet, recorded-*.parquet
+          └▶ codec (step 3, 75 frames a second, 8 codes) ┘
 
 Rows of understood clips, and of recordings of people; these have no text and are for the coarse and fine stages. None
 is of a held-out voice. The units are the network's, not whisper's: those `Bark.audio_to_semantic` gives of a voice
@@ -43,7 +43,7 @@ def fit(labels: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row(id_: str, clip: corpus.Clip | None, labels: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
-    """A row of the trainer's schema; `clip` is None for a recording."""
+    """A row of the trainer's schema, whose coarse codes are the first of fine; `clip` is None for a recording."""
     semantic, fine = fit(labels, codes)
     speaker = clip.voice if clip else voice_of(id_)
     return {
@@ -52,7 +52,6 @@ def row(id_: str, clip: corpus.Clip | None, labels: np.ndarray, codes: np.ndarra
         "text": clip.text if clip else None,
         "voice": speaker,
         "semantic": semantic,
-        "coarse": fine[:2],
         "fine": fine,
     }
 

@@ -1,4 +1,4 @@
-"""Step 2, the codec: ``python -m recipes.bark_nano.train_codec``. Trains `bark_jax.codec` with `CONFIG`; goes on when
+"""Step 3, the codec: ``python -m recipes.bark_nano.train_codec``. Trains `bark_jax.codec` with `CONFIG`; goes on when
 it is started again, and can be stopped at any time.
 
     crops of speech ─▶ encoder ─▶ residual quantizer ─▶ decoder ─▶ distances, critics
@@ -106,7 +106,7 @@ class Settings:
     audible: float = 30.0
     wave: float = 6.0
     content: float = 0.0
-    """Of the distance in what step 3's network hears (`critic.content_distance`), which then must be there."""
+    """Of the distance in what step 2's network hears (`critic.content_distance`), which then must be there."""
     commit: float = 0.25
     marks: float = 1.0
     matching: float = 2.0
@@ -258,7 +258,7 @@ class Trainer:
 
     Args:
       devices: default: all of this process.
-      listener: step 3's network, where the settings give its distance a weight.
+      listener: step 2's network, where the settings give its distance a weight.
 
     Raises:
       ValueError: a batch that does not divide over the devices, crops that are no whole number of frames.

@@ -1,4 +1,4 @@
-"""Step 3, semantic units: ``python -m recipes.bark_nano.units cluster|label|train``.
+"""Step 2, semantic units: ``python -m recipes.bark_nano.units cluster|label|train``.
 
     cluster  features of whisper-base's encoder for a sample of the speech ─ k-means ─▶ WORK/units/clusters.npz
     label    the unit of every 20 ms of that sample, and of all that is held out: WORK/units/labels/ID.npy; and the
