@@ -531,6 +531,35 @@ def test_the_network_of_units_is_trained_and_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_units_are_judged_by_frame_and_by_sentence(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    pytest.importorskip("rapidfuzz")
+    (tmp_path / "units").mkdir()
+    save_units(tmp_path, seed=0)
+    network = networks.load(tmp_path / "units" / "units.safetensors")
+    rng = np.random.default_rng(0)
+    pitch = np.repeat(rng.uniform(0.02, 1, (2, 10)), 2400, axis=1)  # ten tones a second
+    said = {f"Line {i}.": 0.5 * np.sin(np.cumsum(x)) for i, x in enumerate(pitch)}
+    clips = [
+        corpus.Clip(f"{voice}/{i}", voice, "kokoro", "heldout", text, False, 1.0, 0, {}, {})
+        for voice in ("a", "b")
+        for i, text in enumerate(said)
+    ]
+    (tmp_path / "plan.jsonl").write_text("".join(json.dumps(clip.__dict__) + "\n" for clip in clips))
+    for clip in clips:
+        path, labels = corpus.audio_path(tmp_path, clip.id), units.label_path(tmp_path, clip.id)
+        for folder in (path.parent, labels.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, said[clip.text] * (1.0 if clip.voice == "a" else 0.9), 24_000)
+        known = networks.encode(network, listen.load(path, 24_000)).astype(np.uint16)
+        known[::5] += 1  # 10 of 50 frames
+        np.save(labels, known)
+    found = evaluate.judge_units(tmp_path)
+    assert found == {"unit_agreement": pytest.approx(0.8), "unit_order": 1.0}
+    lines = (tmp_path / "evaluation" / "codec" / "units.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"clip": clip.id, "right": 40, "frames": 50} for clip in clips]
+
+
 def test_spectra_of_other_voices_keep_their_time() -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(np.repeat(rng.standard_normal((6, 100, 1)), 80, axis=2) + np.linspace(-1, 1, 80), jnp.float32)

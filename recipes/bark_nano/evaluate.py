@@ -1,6 +1,7 @@
 """How good each part is: ``python -m recipes.bark_nano.evaluate codec``. A table, and one line of JSON at the end.
 
-``WORK/evaluation/codec`` keeps what the figures are made of: ``clips.jsonl``, a line per clip and coder, and the audio.
+``WORK/evaluation/codec`` keeps what the figures are made of: ``clips.jsonl``, a line per clip and coder,
+``units.jsonl``, a line per clip, and the audio.
 Clips are of voices that nothing was trained on: the held-out voices of the corpus, and LibriSpeech's test speakers.
 STOI and PESQ (wide band) compare with the source at 16 kHz. Opus, at two rates, stands beside.
 """
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,8 @@ from recipes.bark_nano import corpus, run
 from recipes.bark_nano.train_codec import CONFIG
 
 RATE = CONFIG.sample_rate
+COPY = "8 codebooks"
+"""What the codec's copies of a clip are called."""
 JUDGED_RATE = 16_000
 OPUS = {"opus 8 kbit/s": 1.0, "opus 20 kbit/s": 0.95}
 """libsndfile's compression level of each rate, measured on speech."""
@@ -101,7 +105,7 @@ def judge(work: Path, codec: Codec, *, n_voices: int, n_real: int) -> tuple[list
         eight = np.asarray(codecs.decode(codec, codes))
         spent += time.perf_counter() - began
         decoded += len(eight) / RATE
-        made: dict[str, np.ndarray] = {"8 codebooks": eight, "2 codebooks": np.asarray(codecs.decode(codec, codes[:2]))}
+        made: dict[str, np.ndarray] = {COPY: eight, "2 codebooks": np.asarray(codecs.decode(codec, codes[:2]))}
         made |= {label: _opus(audio, level) for label, level in OPUS.items()}
         source = _resample(audio)
         for label, copy in made.items():
@@ -110,8 +114,6 @@ def judge(work: Path, codec: Codec, *, n_voices: int, n_real: int) -> tuple[list
             rows.append(row | {key: round(value, 4) for key, value in scores(source, _resample(copy)).items()})
             _keep(copy_path(work, label, name), copy)
         _keep(copy_path(work, "source", name), audio)
-    with replacing(folder / "clips.jsonl") as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return rows, used, decoded / spent
 
 
@@ -121,25 +123,33 @@ def copy_path(work: Path, coder: str, clip: str) -> Path:
     return folder / f"{clip.replace('/', '_')}.flac"
 
 
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
 def _keep(path: Path, audio: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, audio, RATE)
 
 
-def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any, coder: str) -> float:
-    """whisper's word error rate on the copies of a coder, or on the sources ("source"), where the text is known."""
-    from types import SimpleNamespace
-
+def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any) -> tuple[float, float]:
+    """whisper's word error rates on the sources and on the copies of 8 codebooks, where the text is known. Their rows
+    get "words", "source_errors" and "errors".
+    """
     from recipes.bark_nano import listen
 
-    texts = {row["clip"]: row["text"] for row in rows if row["text"]}
-    wrong = total = 0
-    for clip, text in texts.items():
-        # Each by itself: voices say the same sentences, and of one that is repeated whisper writes a single one.
-        item = SimpleNamespace(text=text)
-        for _, _, errors, words in whisper.compare([(item, listen.load(copy_path(work, coder, clip)))]):
-            wrong, total = wrong + errors, total + words
-    return wrong / max(total, 1)
+    totals = np.zeros(3)
+    for row in rows:
+        if row["coder"] == COPY and row["text"]:
+            item = SimpleNamespace(text=row["text"])
+            for key, coder in (("source_errors", "source"), ("errors", COPY)):
+                # Each by itself: voices say the same sentences, and of one that is repeated whisper writes one only.
+                audio = listen.load(copy_path(work, coder, row["clip"]))
+                ((_, _, row[key], row["words"]),) = whisper.compare([(item, audio)])
+            totals += (row["source_errors"], row["errors"], row["words"])
+    return totals[0] / max(totals[2], 1), totals[1] / max(totals[2], 1)
 
 
 def judge_units(work: Path) -> dict[str, float]:
@@ -157,15 +167,19 @@ def judge_units(work: Path) -> dict[str, float]:
     network = networks.load(work / "units" / "units.safetensors")
     clips = {clip.id: clip for clip in corpus.read_plan(work)}
     found: dict[str, np.ndarray] = {}
-    right: dict[str, list[tuple[int, int]]] = {"held-out voices": [], "LibriSpeech": []}
+    rows: list[dict[str, Any]] = []
     for id_, path, split in units.sources(work):
         if split == "heldout":
             found[id_] = networks.encode(network, read(path, RATE))
             known = np.load(units.label_path(work, id_))
             n = min(len(known), len(found[id_]))
-            kind = "held-out voices" if id_ in clips else "LibriSpeech"
-            right[kind].append((int(np.sum(found[id_][:n] == known[:n])), n))
-    shares = {kind: sum(a for a, _ in pairs) / max(1, sum(n for _, n in pairs)) for kind, pairs in right.items()}
+            rows.append({"clip": id_, "right": int(np.sum(found[id_][:n] == known[:n])), "frames": n})
+    _write_lines(work / "evaluation" / "codec" / "units.jsonl", rows)
+
+    def share(ours: bool) -> float:
+        some = [row for row in rows if (row["clip"] in clips) == ours]
+        return sum(row["right"] for row in some) / max(1, sum(row["frames"] for row in some))
+
     voices: dict[str, dict[str, np.ndarray]] = {}
     for id_ in sorted(found.keys() & clips.keys()):
         voices.setdefault(clips[id_].voice, {})[clips[id_].text] = found[id_]
@@ -181,12 +195,12 @@ def judge_units(work: Path) -> dict[str, float]:
                 same.append(distance(voices[one][a], voices[two][a]))
                 other.append(distance(voices[one][a], voices[one][b]))
                 ordered.append(same[-1] < other[-1])
-    agreed = ", ".join(f"{share:.1%} ({kind})" for kind, share in shares.items())
+    agreed = f"{share(True):.1%} (held-out voices), {share(False):.1%} (LibriSpeech)"
     print(f"units            {agreed} of the frames agree with k-means")
     print(
         f"                 edit distance {np.mean(same):.3f} of one sentence by two voices, {np.mean(other):.3f} of two"
     )
-    return {"unit_agreement": shares["held-out voices"], "unit_order": float(np.mean(ordered))}
+    return {"unit_agreement": share(True), "unit_order": float(np.mean(ordered))}
 
 
 def picture(work: Path, rows: Sequence[dict[str, Any]], count: int = 4) -> Path:
@@ -202,7 +216,7 @@ def picture(work: Path, rows: Sequence[dict[str, Any]], count: int = 4) -> Path:
     chosen = [kind[i * len(kind) // (count // 2)] for kind in (said, real) for i in range(min(count // 2, len(kind)))]
     figure, axes = plt.subplots(len(chosen), 2, figsize=(11, 2.1 * len(chosen)), sharey=True, squeeze=False)
     for line, name in zip(axes, chosen, strict=True):
-        for axis, coder in zip(line, ("source", "8 codebooks"), strict=True):
+        for axis, coder in zip(line, ("source", COPY), strict=True):
             audio = read(copy_path(work, coder, name), RATE)[: 4 * RATE]
             axis.specgram(audio + 1e-6, NFFT=1024, noverlap=768, Fs=RATE / 1000, vmin=-110, vmax=-20, cmap="magma")
             axis.set_title(f"{name}: {coder}", fontsize=8)
@@ -226,7 +240,7 @@ def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_rea
         return float(np.nanmean(values)) if values else float("nan")
 
     print(f"{'':16}{'STOI':>8}{'PESQ':>8}   of held-out voices    of LibriSpeech's")
-    for coder in ("8 codebooks", "2 codebooks", *OPUS):
+    for coder in (COPY, "2 codebooks", *OPUS):
         both = [mean(coder, key) for key in ("stoi", "pesq")]
         ours = [mean(coder, key, lambda name: not name.startswith("libri")) for key in ("stoi", "pesq")]
         real = [mean(coder, key, lambda name: name.startswith("libri")) for key in ("stoi", "pesq")]
@@ -237,8 +251,8 @@ def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_rea
     print("codes used     ", " ".join(f"{x:7.1%}" for x in usage))
     print("perplexity     ", " ".join(f"{x:7.0f}" for x in perplexity))
     result: dict[str, Any] = {
-        "stoi8": mean("8 codebooks", "stoi"),
-        "pesq8": mean("8 codebooks", "pesq"),
+        "stoi8": mean(COPY, "stoi"),
+        "pesq8": mean(COPY, "pesq"),
         "stoi2": mean("2 codebooks", "stoi"),
         "usage_min": float(usage.min()),
         "codec_mb": path.stat().st_size / 1e6,
@@ -248,11 +262,12 @@ def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_rea
         from recipes.bark_nano import listen
 
         whisper = listen.Whisper(assets)
-        source, copy = (word_errors(work, rows, whisper, coder) for coder in ("source", "8 codebooks"))
+        source, copy = word_errors(work, rows, whisper)
         print(f"word errors      {source:.1%} of the source, {copy:.1%} of the copy")
         result["wer_delta"] = 100 * (copy - source)
     if (work / "units" / "units.safetensors").is_file():
         result |= judge_units(work)
+    _write_lines(work / "evaluation" / "codec" / "clips.jsonl", rows)
     print(f"spectrograms     {picture(work, rows)}")
     print(f"weights          {result['codec_mb']:.1f} MB; decoding {speed:.0f} x real time")
     return {key: round(value, 4) for key, value in result.items()}
