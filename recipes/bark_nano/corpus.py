@@ -329,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     planning = commands.add_parser("plan", help="decide who says what")
     planning.add_argument("--transcripts", type=Path, default=SHARED / "ljspeech" / "transcripts.tsv")
-    planning.add_argument("--bulk-hours", type=float, default=10.0, help="of hibari (10)")
+    planning.add_argument("--bulk-hours", type=float, default=13.0, help="of hibari (13)")
     planning.add_argument("--speakers", type=int, default=155, help="of Kokoro, besides 12 held out (155)")
     planning.add_argument("--minutes", type=float, default=2.2, help="of each of them (2.2)")
     speaking = commands.add_parser("speak", help="make the audio")
