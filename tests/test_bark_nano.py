@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -570,6 +571,24 @@ def test_spectra_of_other_voices_keep_their_time() -> None:
         same = np.abs(level - before - np.median(level - before)) < 0.3
         assert 0.6 <= same.mean() <= 1.0
     assert not np.array_equal(made, units.disturbed(x, jax.random.key(1)))
+
+
+def test_kept_rows_are_of_the_kept_codec_and_units() -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    made = Path(rows.__file__).parent / "made"
+    if not (made / "rows").is_dir():
+        pytest.skip("made/rows is not in the source distribution")
+    about = json.loads((made / "rows" / "made-from.json").read_text())
+    for name in ("codec", "units"):
+        assert about[name] == hashlib.sha256((made / f"{name}.safetensors").read_bytes()).hexdigest()
+    ids: set[str] = set()
+    for path in sorted((made / "rows").glob("*.parquet")):
+        found = pq.read_table(path, columns=["id", "split", "text", "voice"]).to_pydict()
+        assert set(found["split"]) <= {"train", "validation"} and all(found["text"])
+        assert not {name for name in found["voice"] if name.startswith("heldout") or name in corpus.HELD_OUT}
+        assert not ids & set(found["id"])
+        ids |= set(found["id"])
+    assert len(ids) == 15_398
 
 
 def test_recipe_needs_no_teacher_to_import() -> None:
