@@ -7,7 +7,7 @@
 Rows of understood clips, and of recordings of people; these have no text and are for the coarse and fine stages. None
 is of a held-out voice. The units are the network's, not whisper's: those `Bark.audio_to_semantic` gives of a voice
 prompt. ``WORK/rows`` says of which codec and network it is made, and goes on where it was stopped; with others it must
-be made anew.
+be made anew. Another decoder of the same codec changes no code (`train_codec --trained decoder`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from bark_jax import codec as codecs
 from bark_jax import units as networks
@@ -61,16 +62,22 @@ def voice_of(id_: str) -> str:
     return "recorded-" + id_.rsplit("/", 1)[-1].split("-")[0].split("_")[0]
 
 
-def made_from(work: Path) -> dict[str, str]:
-    """SHA-256 of what the rows depend on."""
-    paths = {"codec": work / "codec" / "codec.safetensors", "units": work / "units" / "units.safetensors"}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+def made_from(codec: Path, network: Path) -> dict[str, str]:
+    """SHA-256 of what rows depend on: encoder and codebooks of a codec, but not its decoder, and the units' network."""
+    tensors = safetensors.numpy.load_file(codec)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if not name.startswith("decoder."):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return {"codec": digest.hexdigest(), "units": hashlib.sha256(network.read_bytes()).hexdigest()}
 
 
 def begin(work: Path) -> Path:
     """The folder of the rows, if it is new or of the same codec and units."""
     folder = work / "rows"
-    about, now = folder / "made-from.json", made_from(work)
+    about = folder / "made-from.json"
+    now = made_from(work / "codec" / "codec.safetensors", work / "units" / "units.safetensors")
     if not about.is_file():
         if any(folder.glob("*.parquet")):
             raise FileExistsError(f"{folder} has files and no {about.name}: move them away")

@@ -80,6 +80,8 @@ class Settings:
     batch: int = 16
     seconds: float = 0.96
     """Of a crop."""
+    trained: str = "all"
+    """"all", or "decoder": encoder and codebooks stay as they are, and with them the codes of all speech (`rows`)."""
     steps: int = 10_000
     quantize_from: int = 300
     critics_from: int = 1 << 40
@@ -261,7 +263,8 @@ class Trainer:
       listener: step 2's network, where the settings give its distance a weight.
 
     Raises:
-      ValueError: a batch that does not divide over the devices, crops that are no whole number of frames.
+      ValueError: a batch that does not divide over the devices, crops that are no whole number of frames, an unknown
+        part to train, no listener where its distance has a weight.
     """
 
     def __init__(
@@ -279,6 +282,8 @@ class Trainer:
             raise ValueError(f"seconds is {settings.seconds}: a crop must be a whole number of frames of {frame}")
         mesh = Mesh(np.array(devices), ("data",))
         self._everywhere, self._rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+        if settings.trained not in ("all", "decoder"):
+            raise ValueError(f"trained is {settings.trained!r}: choose one of all, decoder")
         if settings.content and listener is None:
             raise ValueError(f"content is {settings.content}: it needs a network to listen, and none is given")
         self.settings, self.config, self.listener = settings, config, listener
@@ -359,10 +364,12 @@ class Trainer:
         every = jax.random.bernoulli(jax.random.fold_in(key, 3), s.all_books, (rows,))
         active = jnp.where(every, books, jnp.where(first_two, 2, few))
         vectors = state.books.vectors
+        whole = s.trained == "all"
 
         def loss(params: dict[str, jax.Array]) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array, Any]]:
             codec = self._codec(params, None)
             x = codec.encoder(audio)
+            x = x if whole else lax.stop_gradient(x)
             seen = quantize(x, vectors, active) if quantized else None
             made = codec.decoder(x if seen is None else seen.vectors)
             parts = {
@@ -372,7 +379,7 @@ class Trainer:
             }
             if self.listener is not None and s.content:
                 parts["content"] = s.content * content_distance(self.listener, made, audio)
-            if seen is not None:
+            if seen is not None and whole:
                 parts["commit"] = s.commit * seen.commit
             if judged:
                 critics = weights.fill(self.judge, state.critics)
@@ -382,13 +389,17 @@ class Trainer:
             return sum(parts.values(), start=jnp.zeros(())), (parts, made, kept)
 
         (total, (parts, made, seen)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates: Any
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+        if not whole:
+            updates = {n: u if n.startswith("decoder.") else jnp.zeros_like(u) for n, u in updates.items()}
         params: Any = optax.apply_updates(state.params, updates)
         average = jax.tree.map(lambda a, b: s.average * a + (1 - s.average) * b, state.average, params)
         after = state._replace(params=params, average=average, optimizer=optimizer)
         metrics = {"loss": total, **parts, "norm": optax.tree.norm(gradient)}
         if seen is not None:
-            after = after._replace(books=update(state.books, seen, s.decay, jax.random.fold_in(key, 4)))
+            if whole:
+                after = after._replace(books=update(state.books, seen, s.decay, jax.random.fold_in(key, 4)))
             share = state.books.counts / jnp.sum(state.books.counts, axis=1, keepdims=True)
             entropy = -jnp.sum(share * jnp.log(share + 1e-10), axis=1)
             metrics["perplexity"] = jnp.exp(jnp.min(entropy))
