@@ -389,10 +389,10 @@ class Trainer:
             return sum(parts.values(), start=jnp.zeros(())), (parts, made, kept)
 
         (total, (parts, made, seen)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates: Any
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
         if not whole:
-            updates = {n: u if n.startswith("decoder.") else jnp.zeros_like(u) for n, u in updates.items()}
+            changes: Any = updates
+            updates = {n: x if n.startswith("decoder.") else jnp.zeros_like(x) for n, x in changes.items()}
         params: Any = optax.apply_updates(state.params, updates)
         average = jax.tree.map(lambda a, b: s.average * a + (1 - s.average) * b, state.average, params)
         after = state._replace(params=params, average=average, optimizer=optimizer)
