@@ -19,7 +19,7 @@ import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -300,6 +300,13 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a line of JSON for each row; the folder is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
 def good(work: Path) -> dict[str, Clip]:
     """The clips of the plan that are spoken and understood, by id."""
     fine = {
@@ -350,9 +357,7 @@ def _run(options: argparse.Namespace, work: Path, assets: Path) -> None:
             n_speakers=options.speakers,
             minutes=options.minutes,
         )
-        work.mkdir(parents=True, exist_ok=True)
-        with replacing(work / "plan.jsonl") as part:
-            part.write_text("".join(json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips), "utf-8")
+        write_lines(work / "plan.jsonl", map(dataclasses.asdict, clips))
         print(f"{len(clips):,} clips of {len({clip.voice for clip in clips})} voices")
     elif options.command == "speak":
         speak(work, assets, workers=options.workers)

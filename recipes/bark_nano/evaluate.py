@@ -90,8 +90,6 @@ def _resample(audio: np.ndarray) -> np.ndarray:
 
 def judge(work: Path, codec: Codec, *, n_voices: int, n_real: int) -> tuple[list[dict[str, Any]], np.ndarray, float]:
     """Rows of all clips and coders, how often each code was used (Q, K), and how many times real time decoding is."""
-    folder = work / "evaluation" / "codec"
-    folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     used = np.zeros((CONFIG.n_codebooks, CONFIG.codebook_size), np.int64)
     decoded = spent = 0.0
@@ -121,12 +119,6 @@ def copy_path(work: Path, coder: str, clip: str) -> Path:
     """Where a coder's copy of a clip is kept."""
     folder = work / "evaluation" / "codec" / coder.replace(" ", "-").replace("/", "-")
     return folder / f"{clip.replace('/', '_')}.flac"
-
-
-def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def _keep(path: Path, audio: np.ndarray) -> None:
@@ -174,7 +166,7 @@ def judge_units(work: Path) -> dict[str, float]:
             known = np.load(units.label_path(work, id_))
             n = min(len(known), len(found[id_]))
             rows.append({"clip": id_, "right": int(np.sum(found[id_][:n] == known[:n])), "frames": n})
-    _write_lines(work / "evaluation" / "codec" / "units.jsonl", rows)
+    corpus.write_lines(work / "evaluation" / "codec" / "units.jsonl", rows)
 
     def share(ours: bool) -> float:
         some = [row for row in rows if (row["clip"] in clips) == ours]
@@ -267,7 +259,7 @@ def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_rea
         result["wer_delta"] = 100 * (copy - source)
     if (work / "units" / "units.safetensors").is_file():
         result |= judge_units(work)
-    _write_lines(work / "evaluation" / "codec" / "clips.jsonl", rows)
+    corpus.write_lines(work / "evaluation" / "codec" / "clips.jsonl", rows)
     print(f"spectrograms     {picture(work, rows)}")
     print(f"weights          {result['codec_mb']:.1f} MB; decoding {speed:.0f} x real time")
     return {key: round(value, 4) for key, value in result.items()}

@@ -280,12 +280,12 @@ class Trainer:
         if round(settings.seconds * config.sample_rate) % config.hop_length:
             frame = f"{config.hop_length / config.sample_rate:.6g} s"
             raise ValueError(f"seconds is {settings.seconds}: a crop must be a whole number of frames of {frame}")
-        mesh = Mesh(np.array(devices), ("data",))
-        self._everywhere, self._rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
         if settings.trained not in ("all", "decoder"):
             raise ValueError(f"trained is {settings.trained!r}: choose one of all, decoder")
         if settings.content and listener is None:
             raise ValueError(f"content is {settings.content}: it needs a network to listen, and none is given")
+        mesh = Mesh(np.array(devices), ("data",))
+        self._everywhere, self._rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
         self.settings, self.config, self.listener = settings, config, listener
         self.module = nnx.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
         self.judge = nnx.eval_shape(self._new_critics)
@@ -579,7 +579,7 @@ def export(work: Path, settings: Settings) -> Path:
     """
     from bark_jax.files import replacing
 
-    trainer = Trainer(dataclasses.replace(settings, content=0.0))
+    trainer = Trainer(dataclasses.replace(settings, content=0.0))  # it makes no step, so nothing is listened to
     step, state = Run(work / "codec").restore(trainer.start())
     if not step:
         raise FileNotFoundError(f"{work / 'codec'} has no checkpoint: train first, without --export")
