@@ -323,6 +323,12 @@ class TestTrainer:
         with pytest.raises(ValueError, match="a crop must be a whole number of frames"):
             train_codec.Trainer(dataclasses.replace(RUN, seconds=0.0101), SMALL)
 
+    def test_a_decoder_is_not_trained_alone_from_nothing(self, tmp_path: Path) -> None:
+        settings = dataclasses.replace(RUN, trained="decoder")
+        with pytest.raises(ValueError, match="it needs a codec whose encoder and codebooks it keeps, --begin FILE"):
+            train_codec.train(tmp_path, settings, minutes=1, save_minutes=1, log_every=1)
+        assert not (tmp_path / "codec").exists()
+
     def test_a_decoder_may_be_trained_alone(self) -> None:
         with pytest.raises(ValueError, match="trained is 'encoder': choose one of all, decoder"):
             train_codec.Trainer(dataclasses.replace(RUN, trained="encoder"), SMALL)

@@ -397,9 +397,8 @@ class Trainer:
         average = jax.tree.map(lambda a, b: s.average * a + (1 - s.average) * b, state.average, params)
         after = state._replace(params=params, average=average, optimizer=optimizer)
         metrics = {"loss": total, **parts, "norm": optax.tree.norm(gradient)}
-        if seen is not None:
-            if whole:
-                after = after._replace(books=update(state.books, seen, s.decay, jax.random.fold_in(key, 4)))
+        if seen is not None and whole:
+            after = after._replace(books=update(state.books, seen, s.decay, jax.random.fold_in(key, 4)))
             share = state.books.counts / jnp.sum(state.books.counts, axis=1, keepdims=True)
             entropy = -jnp.sum(share * jnp.log(share + 1e-10), axis=1)
             metrics["perplexity"] = jnp.exp(jnp.min(entropy))
@@ -533,7 +532,12 @@ def train(
 
     Args:
       begin: a ``codec.safetensors`` that a new run starts from, codebooks included.
+
+    Raises:
+      ValueError: a decoder is to be trained alone, and no codec is given to begin with.
     """
+    if settings.trained == "decoder" and begin is None:
+        raise ValueError("trained is 'decoder': it needs a codec whose encoder and codebooks it keeps, --begin FILE")
     made = None
     if begin is not None:
         made = safetensors.numpy.load_file(begin)
