@@ -29,7 +29,7 @@ export SAY_TEXT := $(value TEXT)
 export SAY_VOICE := $(value VOICE)
 export SAY_OUT := $(value OUT)
 
-.PHONY: help venv dev say test test-slow lint fmt bench bench-train clean distclean
+.PHONY: help venv dev say test test-slow lint fmt bench bench-gpu bench-train clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -90,8 +90,12 @@ fmt: $(VENV)/.dev ## put style and format right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Suno's code and ours, timed in one process
+bench: $(VENV)/.dev ## Suno's code, transformers' and ours, timed in one process
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+bench-gpu: ## the same on a GPU, small and large, with the packages of the Python that is active
+	python -m benchmarks.peers --device gpu --dtype bfloat16 --size small --out gpu-small-bf16 $(ARGS)
+	python -m benchmarks.peers --device gpu --dtype bfloat16 --size large --out gpu-large-bf16 $(ARGS)
 
 bench-train: $(VENV)/.dev ## a training step, and a torch loop over Suno's modules
 	$(BIN)/python -m benchmarks.train $(ARGS)

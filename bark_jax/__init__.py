@@ -14,6 +14,8 @@ from bark_jax.config import BarkConfig, ConfigError
 from bark_jax.hub import HubError
 from bark_jax.sampling import Sampling, SamplingError
 from bark_jax.speech import BarkWarning, Segment, Speech
+from bark_jax.splitting import Split, SplitError
+from bark_jax.streaming import Chunk
 from bark_jax.text import TextError
 from bark_jax.voice import Voice, VoiceError
 from bark_jax.weights import CheckpointError
@@ -26,12 +28,15 @@ __all__ = [
     "BarkConfig",
     "BarkWarning",
     "CheckpointError",
+    "Chunk",
     "ConfigError",
     "HubError",
     "Sampling",
     "SamplingError",
     "Segment",
     "Speech",
+    "Split",
+    "SplitError",
     "TextError",
     "Voice",
     "VoiceError",

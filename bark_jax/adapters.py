@@ -8,6 +8,7 @@ the linears of the three GPTs and nothing of training, texts or audio.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -27,8 +28,8 @@ from flax import nnx
 from bark_jax import weights as checkpoints
 from bark_jax.config import BarkConfig
 from bark_jax.files import replacing
-from bark_jax.flat import Weights
-from bark_jax.linear import ChosenLowRank, Linear, LowRank
+from bark_jax.flat import Weights, beside
+from bark_jax.linear import ChosenLowRank, Linear, LowRank, inner
 
 FORMAT = "bark-jax-adapter-1"
 """``format`` in the metadata of an adapter file."""
@@ -139,6 +140,11 @@ class Adapter:
         for network in self.networks:
             _known(network)
 
+    def noted(self, **notes: str) -> Adapter:
+        """The same with more notes at every network."""
+        parts = {name: dataclasses.replace(one, notes={**one.notes, **notes}) for name, one in self.networks.items()}
+        return dataclasses.replace(self, networks=parts)
+
 
 def join(adapters: Sequence[Adapter]) -> Adapter:
     """One adapter out of several for different networks, such as one for each stage.
@@ -245,26 +251,28 @@ class Adapted:
     """A network with adapters beside its linears; `rows` chooses per row of a batch. Made by `attach`."""
 
     def __init__(self, weights: Weights, gates: Sequence[tuple[np.ndarray, Sequence[int]]], n: int):
-        self._weights, self._gates, self._n = weights, gates, n
+        self.weights, self._gates, self._n = weights, gates, n
 
-    def rows(self, indices: Sequence[int]) -> Weights:
+    def rows(self, indices: Sequence[int], weights: Weights | None = None) -> Weights:
         """The network for a batch of ``len(indices)`` rows.
 
         Only the row count decides which program runs it, never which adapters the rows use.
 
         Args:
           indices: of each row, 0 for no adapter, i for the i-th of the adapters.
+          weights: a copy of `weights` in another place, which is used instead.
         """
         wrong = [i for i in indices if not 0 <= i <= self._n]
         if wrong:
             raise ValueError(f"adapter index {wrong[0]} is out of range: it must be 0 (none) to {self._n}")
-        leaves = list(self._weights.leaves)
+        weights = self.weights if weights is None else weights
+        leaves = list(weights.leaves)
         chosen = np.asarray(indices, np.int64)
         for table, places in self._gates:
-            gate = jax.device_put(table[chosen], leaves[places[0]].sharding)
+            gate = beside(leaves[places[0]], table[chosen])
             for place in places:
                 leaves[place] = gate
-        return Weights(tuple(leaves), self._weights.structure)
+        return Weights(tuple(leaves), weights.structure)
 
 
 def attach(weights: Weights, network: str, adapters: Sequence[Adapter], names: Sequence[str] | None = None) -> Adapted:
@@ -276,7 +284,8 @@ def attach(weights: Weights, network: str, adapters: Sequence[Adapter], names: S
     Args:
       weights: of the network; its arrays are used, not copied.
       network: "semantic", "coarse" or "fine".
-      adapters: numbered from 1, see `Adapted.rows`. Their weights take the dtype of the linear that they change.
+      adapters: numbered from 1, see `Adapted.rows`. Their weights take the dtype of the linear that they change;
+        float32 beside one of 8 bits.
       names: what errors call them; None: their numbers.
 
     Raises:
@@ -307,16 +316,18 @@ def attach(weights: Weights, network: str, adapters: Sequence[Adapter], names: S
         for i, part, _, _ in touching:
             table[i, start : start + part.rank] = part.scale
             start += part.rank
-        a, b = (jax.device_put(x.astype(weight.dtype), weight.sharding) for x in (low_in, low_out))
+        place = inner(weight)
+        dtype = np.float32 if place.dtype == np.int8 else place.dtype
+        a, b = (beside(place, x.astype(dtype)) for x in (low_in, low_out))
         tables[path] = table
-        pairs[path] = a, b, jax.device_put(np.zeros((1, len(table[0])), np.float32), weight.sharding)
+        pairs[path] = a, b, beside(place, np.zeros((1, len(table[0])), np.float32))
     wrapped = Weights.of(wrap(module, pairs, kind=ChosenLowRank))
-    place = {id(leaf): i for i, leaf in enumerate(wrapped.leaves)}
+    numbers = {id(leaf): i for i, leaf in enumerate(wrapped.leaves)}
     # Linears whose adapters have the same ranks and scales, which is most of them, share one gate.
     shared: dict[tuple[tuple[int, ...], bytes], tuple[np.ndarray, list[int]]] = {}
     for path, table in tables.items():
         _, places = shared.setdefault((table.shape, table.tobytes()), (table, []))
-        places.append(place[id(pairs[path][2])])
+        places.append(numbers[id(pairs[path][2])])
     return Adapted(wrapped, list(shared.values()), len(adapters))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,9 @@ from bark_jax.files import replacing
 
 FORMATS = {".wav": ("float", "pcm16"), ".flac": ("pcm16",), ".ogg": ("vorbis",), ".mp3": ("mp3",)}
 """Endings that `write` knows, and the sample formats of each, the default first."""
+
+RECORDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
+"""Endings of files that are taken for recordings where a folder is searched for them."""
 
 MAX_DURATION_S = 3_600.0
 """Longest recording that `read` takes, unless told otherwise."""
@@ -72,6 +76,39 @@ def write(
         _encode(file, audio, sample_rate, ending, subtype)
 
 
+def check_output(path: str | Path, subtype: str | None = None) -> None:
+    """Refuse what `write` could not write, before anything is computed for it.
+
+    Raises:
+      AudioError: an ending that is no format, or a subtype that the format has not.
+      OSError: no such folder, a folder in the file's place, or no permission.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise AudioError(f"The output is {str(path)!r}: its ending must be one of {', '.join(FORMATS)}")
+    if subtype and subtype not in FORMATS[path.suffix.lower()]:
+        if subtype == "float":
+            raise AudioError(f"The output is {str(path)!r}: only .wav holds float samples")
+        raise AudioError(f"The subtype is {subtype!r}: {path.suffix} has {' or '.join(FORMATS[path.suffix.lower()])}")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raises `OSError` unless a file can be put there."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {parent} to write {path.name} into")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: the output must be a file")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"The folder {parent} cannot be written to")
+
+
+def pcm16_bytes(audio: np.ndarray) -> bytes:
+    """Raw samples (n,) as 16-bit little-endian integers, as `write` rounds and clips them: what ``aplay`` reads."""
+    return _pcm16(_checked(audio)).tobytes()
+
+
 def wav_bytes(audio: np.ndarray, sample_rate: int, *, subtype: str = "pcm16") -> bytes:
     """A whole .wav file in memory, 16-bit by default because every browser plays that. Arguments as for `write`."""
     buffer = io.BytesIO()
@@ -95,9 +132,30 @@ def read(source: str | Path | IO[bytes], sample_rate: int, *, max_duration_s: fl
         longer than `max_duration_s`, or with a NaN or an infinity in it.
       OSError: the file is missing or cannot be read.
     """
+    sample_rate = _rate(sample_rate)
+    own, audio = read_channels(source, max_duration_s=max_duration_s, mix=True)
+    return audio if own == sample_rate else resample(audio, own, sample_rate)
+
+
+def read_channels(
+    source: str | Path | IO[bytes], *, max_duration_s: float = MAX_DURATION_S, mix: bool = False
+) -> tuple[int, np.ndarray]:
+    """Read a recording as it is.
+
+    Args:
+      source: as for `read`.
+      max_duration_s: as for `read`.
+      mix: give the mean of the channels.
+
+    Returns:
+      Its rate in Hz, and (samples, channels) float32, or (samples,) of a mix.
+
+    Raises:
+      AudioError: as `read`.
+      OSError: as `read`.
+    """
     import soundfile
 
-    sample_rate = _rate(sample_rate)
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     name = str(path) if path is not None else "the audio"
     if path is not None and path.exists() and not path.is_file():
@@ -117,7 +175,7 @@ def read(source: str | Path | IO[bytes], sample_rate: int, *, max_duration_s: fl
                 n += len(block)
                 if n > limit:
                     raise AudioError(f"{name} is longer than {max_duration_s:g} seconds: cut it, or raise the limit")
-                blocks.append(block.mean(axis=1))
+                blocks.append(block.mean(axis=1) if mix else block)
             promised = file.frames
     except soundfile.SoundFileError as error:
         raise AudioError(f"{name} is not a sound file that can be read: {_reason(error)}") from None
@@ -128,8 +186,17 @@ def read(source: str | Path | IO[bytes], sample_rate: int, *, max_duration_s: fl
         raise AudioError(f"{name} is empty: it must hold at least one sample")
     if n < promised:
         raise AudioError(f"{name} is cut off: its header promises {promised:,} samples, and it has {n:,}")
-    audio = _checked(np.concatenate(blocks), name)
-    return audio if own == sample_rate else resample(audio, own, sample_rate)
+    audio = np.concatenate(blocks)
+    for channel in audio.T.reshape(-1, len(audio)):
+        _checked(channel, name)
+    return own, audio
+
+
+def recordings(folder: Path) -> list[Path]:
+    """The recordings in a folder and those below it, by their endings, in order; none that is hidden."""
+    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)  # noqa: E731
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in RECORDINGS and path.is_file())
+    return sorted(path for path in found if not hidden(path))
 
 
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -168,9 +235,17 @@ def _checked(audio: Any, name: str = "the audio") -> np.ndarray:
     if not np.issubdtype(array.dtype, np.floating):
         raise AudioError(f"{name} is of type {array.dtype}: it must be float, with full scale ±1")
     array = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(array).all():
-        raise AudioError(f"{name} holds NaN or infinity, first at sample {int(np.argmin(np.isfinite(array)))}")
+    for start, block in _blocks(array):
+        if not np.isfinite(block).all():
+            first = start + int(np.argmin(np.isfinite(block)))
+            raise AudioError(f"{name} holds NaN or infinity, first at sample {first}")
     return array
+
+
+def _blocks(audio: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """A waveform piece by piece: it may be a file of hours, mapped into memory."""
+    for start in range(0, len(audio), _BLOCK):
+        yield start, audio[start : start + _BLOCK]
 
 
 def _reason(error: Exception) -> str:
@@ -194,9 +269,8 @@ def _encode(file: Any, audio: np.ndarray, sample_rate: int, ending: str, subtype
     container, codec = names[ending]
     try:
         with soundfile.SoundFile(file, "w", sample_rate, 1, codec, format=container) as sound:
-            samples = _pcm16(audio) if subtype == "pcm16" else audio
-            for start in range(0, len(samples), _BLOCK):  # libsndfile overflows its stack on long Vorbis writes
-                sound.write(samples[start : start + _BLOCK])
+            for _, block in _blocks(audio):  # libsndfile overflows its stack on long Vorbis writes
+                sound.write(_pcm16(block) if subtype == "pcm16" else block)
     except (soundfile.SoundFileError, ValueError) as error:
         raise AudioError(f"A {ending} file of {sample_rate} Hz cannot be written: {_reason(error)}") from None
 
@@ -204,14 +278,15 @@ def _encode(file: Any, audio: np.ndarray, sample_rate: int, ending: str, subtype
 def _encode_wav(file: Any, audio: np.ndarray, sample_rate: int, subtype: str) -> None:
     # By hand, because libsndfile writes the time into float files, and equal audio should be equal bytes.
     pcm = subtype == "pcm16"
-    samples = _pcm16(audio) if pcm else audio.astype("<f4", copy=False)
-    width, tag = samples.itemsize, 1 if pcm else 3
+    width, tag = (2, 1) if pcm else (4, 3)
+    n_bytes = width * len(audio)
     fmt = struct.pack("<HHIIHH", tag, 1, sample_rate, sample_rate * width, width, 8 * width)
     chunks = b"fmt " + struct.pack("<I", len(fmt)) + fmt
     if not pcm:
-        chunks += b"fact" + struct.pack("<II", 4, len(samples))
-    size = 4 + len(chunks) + 8 + samples.nbytes
+        chunks += b"fact" + struct.pack("<II", 4, len(audio))
+    size = 4 + len(chunks) + 8 + n_bytes
     if size >= 2**32:
-        raise AudioError(f"The audio has {len(samples):,} samples: a .wav file holds 4 GiB, write .flac")
-    file.write(b"RIFF" + struct.pack("<I", size) + b"WAVE" + chunks + b"data" + struct.pack("<I", samples.nbytes))
-    file.write(samples.data)
+        raise AudioError(f"The audio has {len(audio):,} samples: a .wav file holds 4 GiB, write .flac")
+    file.write(b"RIFF" + struct.pack("<I", size) + b"WAVE" + chunks + b"data" + struct.pack("<I", n_bytes))
+    for _, block in _blocks(audio):
+        file.write((_pcm16(block) if pcm else block.astype("<f4", copy=False)).data)

@@ -1,75 +1,88 @@
-"""`Bark`: the whole way from text to waveform, on one screen. No maths: every step is a call into a stage module.
+"""`Bark`: the whole way from text to waveform. No maths: every step is a call into a stage.
 
     text ─ text.encode ─▶ ids ─ semantic ─▶ semantic ids ─ coarse ─▶ 2 codebooks ─ fine ─▶ 8 codebooks ─ codec ─▶ audio
 
-Takes texts, voices, seeds and settings; checks all of them before computing anything; forms batches of a compiled row
-count; gives `Speech`. Loading is `load`, which also converts what is not native yet.
+Takes texts, voices, seeds and settings; gives `Speech`, or `Chunk`s of it. `requests` checks all of them before
+anything is computed, `engine` runs the stages in batches, `streaming` speaks what takes several calls or is heard while
+it is made. Loading is `load`, which also converts what is not native yet.
 """
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import dataclasses
+import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bark_jax import adapters as adapter_files
 from bark_jax import audio as audio_files
-from bark_jax import coarse, codec, fine, hub, library, sampling, semantic, text
+from bark_jax import codec, compilation, hub, library, memory, placement, streaming, text, tokens
 from bark_jax import units as unit_files
 from bark_jax import weights as checkpoints
-from bark_jax.adapters import Adapter, AdapterError
+from bark_jax.adapters import Adapter
 from bark_jax.config import BarkConfig
-from bark_jax.flat import Weights
+from bark_jax.engine import Engine, Report, free
+from bark_jax.flat import Weights, host
+from bark_jax.parallel import Made, Team
+from bark_jax.placement import Place
 from bark_jax.progress import Progress, reporter
-from bark_jax.sampling import Sampling, SamplingError
+from bark_jax.progress import check as check_progress
+from bark_jax.requests import (
+    Intake,
+    Request,
+    Script,
+    VoiceLike,
+    as_list,
+    blank,
+    integers,
+    is_cast,
+    is_list,
+    places,
+    samples,
+)
+from bark_jax.rows import NARROWER
+from bark_jax.sampling import Sampling
 from bark_jax.speech import BarkWarning, Segment, Speech
+from bark_jax.splitting import Split
+from bark_jax.streaming import Chunk
+from bark_jax.text import TextError
 from bark_jax.voice import Voice
-
-VoiceLike = None | str | Path | Mapping[str, Any] | Voice
-"""What a caller may mean by a voice: none, a name, a path, Suno's dictionary, a `Voice`."""
 
 AdapterLike = str | Path | Adapter | Sequence[str | Path | Adapter]
 """What a caller may mean by an adapter: a file, an `Adapter`, or several of them for different networks."""
 
-T = TypeVar("T")
+LATENCIES = ("exact", "low")
 
-MAX_ROWS = 16
-"""Most rows of one batch unless `rows` says otherwise: about 150 MB of cache each with the small model in float32."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One utterance to make, checked."""
-
-    text: str
-    ids: np.ndarray
-    """(text_length,) int32."""
-    voice: Voice | None
-    seed: int
-    sampling: Sampling
-    adapter: str | None = None
+CLIP_S = (1.1, 15.0)
+"""Seconds of a clip that becomes a voice: below 1.01 s lengths no longer agree (`Voice.check`), and no call of Bark's
+is longer than 15.4 s."""
+SILENT = 1e-3
+"""Root mean square of a recording, of full scale, below which there is nobody to hear (-60 dB)."""
 
 
 class Bark:
     """A loaded model. Make one with `bark_jax.load`.
 
     Methods take one input, or a list and give a list; `voice`, `seed`, `sampling` and `adapter` may then be lists too.
-    Row i of a batch is what the call alone gives; bit-equal at the same compiled row count, which is the next power of
-    two (up to 16), or always `rows` if that was given to `load`.
+    Item i of a list is what the call alone gives: bit-equal if `load` was given `rows`, the row count of every batch.
+    Otherwise that is the next power of two (up to 16), and falls as speeches end, and other programs may round the last
+    bits of logits otherwise.
 
     Attributes:
       adapters: names for `adapter=`, in the order of loading.
       config: sizes, ids and rates.
-      device: the `jax.Device` that holds the weights.
-      dtype: "float32" or "bfloat16".
+      device: the `jax.Device` that computes and, unless `offload`, holds the weights; of several the first.
+      dtype: "float32", "bfloat16" or "int8".
+      offload: whether weights are on the device only while their stage runs.
     """
 
     def __init__(
@@ -83,37 +96,57 @@ class Bark:
         rows: int | None = None,
         voices: library.Library | None = None,
         adapters: Mapping[str, Adapter] | None = None,
-        units: unit_files.LogMelUnits | None = None,
+        units: unit_files.Network | None = None,
+        places: Sequence[Place] | None = None,
+        offload: bool = False,
     ):
         self.config, self.name, self.dtype, self.rows = config, name, dtype, _checked_rows(rows)
-        self.device: jax.Device = weights["semantic"].leaves[0].devices().pop()
         if not tokenizer_json.lstrip().startswith("{"):  # what a file holds must never be taken for a path
             raise text.TokenizerError("tokenizer.json is not valid JSON: it must hold one object")
-        self._tokenizer = text.load_tokenizer(tokenizer_json, config.semantic)
-        self._weights = dict(weights)
-        self._codec: codec.Codec = weights["codec"].module
+        tokenizer = text.load_tokenizer(tokenizer_json, config.semantic)
         self._library = voices or library.Library([], config)
+        engine = Engine(
+            config,
+            weights,
+            name=name,
+            dtype=dtype,
+            rows=self.rows,
+            adapters=adapters or {},
+            place=placement.first(places) if places else None,
+            offload=offload,
+        )
+        self._team = Team(engine, places or [engine.place])
+        self.device, self.offload, self.adapters = engine.device, offload, engine.adapters
+        self._intake = Intake(config, tokenizer, self._library, self.adapters, draws=not self._team.shared)
         self._units = units
         if units is not None:
             unit_files.check_fit(units.config, config)
-        given = list((adapters or {}).values())
-        self.adapters = tuple(adapters or {})
-        self._adapted = {
-            network: adapter_files.attach(self._weights[network], network, given, self.adapters)
-            for network in adapter_files.NETWORKS
-            if any(network in adapter.networks for adapter in given)
-        }
-        # XLA's CPU programs convert a whole bfloat16 cache to float32 and back at every step.
-        low = dtype == "bfloat16" and self.device.platform != "cpu"
-        self._cache_dtype = jnp.bfloat16 if low else jnp.float32
 
     @classmethod
     def load(cls, model: str | Path = "bark-nano", **options: Any) -> Bark:
         """The same as `bark_jax.load`."""
         return load(model, **options)
 
+    def _with_config(self, config: BarkConfig) -> Bark:
+        """The same weights with other windows or limits."""
+        other = copy.copy(self)
+        other.config = config
+        other._team, other._intake = self._team.configured(config), copy.copy(self._intake)
+        other._intake.config = config
+        return other
+
+    @property
+    def _engine(self) -> Engine:
+        return self._team.first
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """Where lists of inputs are computed; a single one, and whatever is streamed, on the first of this process."""
+        return tuple(device for place in self._team.places for device in place.devices)
+
     def __repr__(self) -> str:
-        return f"Bark({self.name!r}, {self.dtype}, {self.device})"
+        more = f" and {len(self.devices) - 1} more" if len(self.devices) > 1 else ""
+        return f"Bark({self.name!r}, {self.dtype}, {self.device}{more})"
 
     # --- the whole way ------------------------------------------------------------------------------------------------
 
@@ -125,76 +158,202 @@ class Bark:
         seed: int | None | Sequence[int | None] = None,
         sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008 - frozen
         adapter: str | None | Sequence[str | None] = None,
+        split: bool | Split = True,
         progress: Progress = None,
     ) -> Any:
         """Speak.
 
         Args:
-          text: a text of 1 to 256 tokens, or a list of them. Whitespace is collapsed, nothing else is changed.
-          voice: see `VoiceLike`; names are looked up in the model's folder, in ``BARK_JAX_VOICES``, and on the hub.
+          text: any length, or a list of them; of white space only empty lines count, nothing else is changed. A text
+            fits one call if it has at most 256 tokens and is predicted to last at most 13 s. A longer one is spoken
+            sentence by sentence, in one voice, and joined; so is one with ``[pause]``, ``[pause 0.5s]`` or
+            ``[pause 300ms]`` in it.
+          voice: see `VoiceLike`; names are looked up in the model's folder, in ``BARK_JAX_VOICES``, and on the hub. A
+            cast, {speaker: voice}, makes the text a script: a line that begins with a speaker's name and a colon, and
+            the lines after it, are spoken by that voice.
           seed: 0 .. 2**64 - 1. None draws one, recorded in `Speech.seed`.
           sampling: temperatures and limits.
           adapter: a name of `adapters`, or None for the model as it is.
+          split: how a longer text is spoken, see `Split`; False forces one call, of which nothing is taken for a tag.
           progress: True shows a bar per stage when stderr is a terminal; or a function called with
-            (stage, done, total).
+            (stage, done, total). A longer text has its stages again and again, and a stage "parts".
 
         Returns:
           A `Speech`, or a list of them for a list. Warns (`BarkWarning`) where speech is empty or was cut by the
-          model's limit.
+          model's limit, of characters that the model's vocabulary lacks, and of what looks like a speaker that the cast
+          has not.
 
         Raises:
           TextError, VoiceError, SamplingError, AdapterError: all are `ValueError` and say what is wrong with which
             item, and nothing has been computed. `OSError` if a voice file cannot be read.
         """
-        requests = self._requests(text, voice, seed, sampling, adapter)
-        speeches: list[Speech] = []
-        with reporter(progress) as report, jax.default_device(self.device):
-            for group, n_rows in self._groups(requests):
-                speeches += self._speak(group, n_rows, report)
-        for speech in speeches:
-            if len(speech.semantic) == 0:
-                warnings.warn(
-                    f"The speech of {speech.text[:60]!r} is empty: its first token was the end (seed {speech.seed})",
-                    BarkWarning,
-                    stacklevel=2,
-                )
-            elif len(speech.semantic) == self.config.semantic.max_tokens:
-                warnings.warn(
-                    f"The speech of {speech.text[:60]!r} was cut at the model's limit of "
-                    f"{self.config.semantic.max_tokens} semantic tokens (seed {speech.seed}): use shorter texts",
-                    BarkWarning,
-                    stacklevel=2,
-                )
-        return speeches if _is_list(text) else speeches[0]
+        scripts = self._intake.scripts(text, voice, seed, sampling, adapter, split)
+        if not scripts:
+            return []
+        with reporter(progress) as report:
+            whole = [i for i, script in enumerate(scripts) if script.plan.whole]
+            once = self._speak([scripts[i].requests[0] for i in whole], report)
+            speeches = dict(zip(whole, once, strict=True))
+            long = [i for i in range(len(scripts)) if i not in speeches]
+            speeches |= zip(long, self._perform([scripts[i] for i in long], report), strict=True)
+        return [speeches[i] for i in range(len(scripts))] if is_list(text) else speeches[0]
 
-    def _speak(self, group: list[Request], rows: int, report: Callable[[str, int, int], None]) -> list[Speech]:
-        timings: dict[str, float] = {}
-        with _timed(timings, "semantic"):
-            said, ended = self._semantic(group, rows, report)
-        with _timed(timings, "coarse"):
-            codes = self._coarse(group, said, rows, report)
-        with _timed(timings, "fine"):
-            codes8 = self._fine(group, codes, rows, report)
-        with _timed(timings, "codec"):
-            waves = self._decode(codes8, rows)
-        config = self.config
-        return [
-            Speech(
+    def stream(
+        self,
+        text: str,
+        *,
+        voice: VoiceLike = None,
+        seed: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        adapter: str | None = None,
+        split: bool | Split = True,
+        progress: Progress = None,
+        latency: str = "exact",
+    ) -> Generator[Chunk, None, None]:
+        """Speak one text, handing out audio as it becomes final: an iterator of `Chunk`s.
+
+        Joined, they are the audio of `generate` with the same arguments (tokens equal; samples within 1e-5, as the
+        codec's pieces may be others). Nothing is computed before the first is asked for, nor after the iterator is
+        closed but for the dispatch that is under way.
+
+        Args:
+          latency: "exact", or "low": audio of a part that is heard while it is made is handed out when the fine codes
+            0.1 s ahead of it are known, and not all that belong to its windows. The codes differ from `generate`'s.
+
+        The other arguments, and the errors (raised at once), are those of `generate`.
+        """
+        if not isinstance(text, str):
+            raise TextError(f"text is a {type(text).__name__}: a stream speaks one text, a str")
+        if latency not in LATENCIES:
+            raise ValueError(f"latency is {latency!r}: choose one of {', '.join(LATENCIES)}")
+        check_progress(progress)
+        self._engine.check_loaded()
+        [script] = self._intake.scripts(text, voice, seed, sampling, adapter, split)
+        return self._chunks(script, progress, latency == "low")
+
+    def _chunks(self, script: Script, progress: Progress, low: bool) -> Generator[Chunk, None, None]:
+        with reporter(progress) as report:
+            events = self._events(script, report, low)
+            try:
+                while True:
+                    with jax.default_device(self.device):  # not while the caller has the word
+                        event = next(events, None)
+                    if event is None:
+                        return
+                    if isinstance(event, Chunk):
+                        yield event
+            finally:
+                events.close()
+
+    def astream(self, text: str, **options: Any) -> AsyncGenerator[Chunk, None]:
+        """`stream` for ``async for``: the same chunks, arguments and errors, computed in a thread of their own."""
+        return self._in_a_thread(self.stream(text, **options))
+
+    async def _in_a_thread(self, chunks: Generator[Chunk, None, None]) -> AsyncGenerator[Chunk, None]:
+        step: asyncio.Future[Chunk | None] | None = None
+        try:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
+                chunk = await asyncio.shield(step)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            try:
+                while step is not None and not step.done():  # cancelled meanwhile: the thread is in the generator
+                    await asyncio.wait([step])
+            finally:
+                if step is None or step.done():
+                    chunks.close()
+
+    def _events(
+        self, script: Script, report: Report, low: bool, begin: streaming.Progress | None = None
+    ) -> Generator[streaming.Event, None, None]:
+        """What happens while a text is spoken; warns of parts that a listener would miss something of."""
+        for event in streaming.perform(self._engine, script, report, low=low, begin=begin):
+            if isinstance(event, streaming.Spoken):
+                self._warn_of(event)
+            yield event
+
+    def _perform(self, scripts: list[Script], report: Report) -> list[Speech]:
+        """Texts of several parts, each joined."""
+        config, speeches = self.config, []
+        for script, (audio, rows, took, *parts) in zip(
+            scripts, self._team.each(scripts, _perform, report), strict=True
+        ):
+            said = [_unpacked(script, parts[i : i + 4]) for i in range(0, len(parts), 4)]
+            for spoken in said:
+                self._warn_of(spoken)
+            last = said[-1]
+            speeches.append(
+                Speech(
+                    audio=audio,
+                    sample_rate=config.codec.sample_rate,
+                    text=script.text,
+                    seed=script.requests[0].seed,
+                    ended=all(spoken.ended for spoken in said),
+                    rows=int(rows),
+                    semantic=np.concatenate([spoken.semantic for spoken in said]),
+                    coarse=np.concatenate([spoken.coarse for spoken in said], axis=1),
+                    fine=np.concatenate([spoken.fine for spoken in said], axis=1),
+                    model=config.fingerprint,
+                    segments=tuple(self._segment(spoken) for spoken in said),
+                    timings={"parts": float(took)},
+                    last=(last.semantic, last.coarse, last.fine),
+                )
+            )
+        return speeches
+
+    def _segment(self, spoken: streaming.Spoken) -> Segment:
+        rate = self.config.codec.sample_rate
+        return Segment(
+            spoken.request.text.strip(),
+            spoken.start / rate,
+            spoken.end / rate,
+            spoken.request.seed,
+            spoken.ended,
+            spoken.attempts,
+        )
+
+    def _warn_of(self, said: Speech | streaming.Spoken) -> None:
+        """Tell what a listener would miss of one call."""
+        n, most = len(said.semantic), self.config.semantic.max_tokens
+        what, seed = (said.text, said.seed) if isinstance(said, Speech) else (said.request.text, said.request.seed)
+        if n == 0:
+            message = f"The speech of {what[:60]!r} is empty: its first token was the end (seed {seed})"
+        elif n == most and not said.ended:
+            message = (
+                f"The speech of {what[:60]!r} was cut at the model's limit of {most} semantic tokens (seed {seed}): "
+                "use shorter texts"
+            )
+        else:
+            return
+        warnings.warn(message, BarkWarning, stacklevel=4)
+
+    def _speak(self, requests: list[Request], report: Report) -> list[Speech]:
+        """Texts of one call each."""
+        config, speeches = self.config, []
+        for request, (words, stop, two, eight, audio, rows, took) in zip(
+            requests, self._team.each(requests, _speak, report), strict=True
+        ):
+            ended, duration = bool(stop), len(audio) / config.codec.sample_rate
+            speech = Speech(
                 audio=audio,
                 sample_rate=config.codec.sample_rate,
                 text=request.text,
                 seed=request.seed,
-                ended=stop,
-                rows=rows,
+                ended=ended,
+                rows=int(rows),
                 semantic=words,
                 coarse=two,
                 fine=eight,
                 model=config.fingerprint,
-                segments=(Segment(request.text, 0.0, len(audio) / config.codec.sample_rate, request.seed, stop),),
-                timings=timings,
+                segments=(Segment(request.text, 0.0, duration, request.seed, ended),),
+                timings=dict(zip(checkpoints.NETWORKS, took.tolist(), strict=True)),
             )
-            for request, words, stop, two, eight, audio in zip(group, said, ended, codes, codes8, waves, strict=True)
-        ]
+            self._warn_of(speech)
+            speeches.append(speech)
+        return speeches
 
     # --- the stages, numpy in and out ---------------------------------------------------------------------------------
 
@@ -209,10 +368,12 @@ class Bark:
         progress: Progress = None,
     ) -> Any:
         """Stage 1: text → semantic ids (n,) int32, 0 to 768 of them at 49.9 per second. Arguments as in `generate`."""
-        requests = self._requests(text, voice, seed, sampling, adapter)
-        with reporter(progress) as report, jax.default_device(self.device):
-            said = [row for group, n in self._groups(requests) for row in self._semantic(group, n, report)[0]]
-        return said if _is_list(text) else said[0]
+        requests = self._intake.requests(text, voice, seed, sampling, adapter)
+        if not requests:
+            return []
+        with reporter(progress) as report:
+            said = self._each(requests, lambda engine, some, report: engine.to_semantic(some, report)[0], report)
+        return said if is_list(text) else said[0]
 
     def semantic_to_coarse(
         self,
@@ -225,17 +386,18 @@ class Bark:
         progress: Progress = None,
     ) -> Any:
         """Stage 2: semantic ids (n,), n ≥ 1 → codes (2, F) int32 of the first codebooks, F = floor(n · 75 / 49.9)."""
-        rows = _as_list(semantic)
+        rows = as_list(semantic)
         arrays = [
-            _integers(row, f"semantic{where}", (1,), 0, self.config.semantic.vocab_size - 1)
-            for row, where in zip(rows, _places(semantic, rows), strict=True)
+            integers(row, f"semantic{where}", (1,), 0, self.config.semantic.vocab_size - 1)
+            for row, where in zip(rows, places(semantic, rows), strict=True)
         ]
-        requests = self._requests(_blank(semantic, rows), voice, seed, sampling, adapter, ids=False)
-        out: list[np.ndarray] = []
-        with reporter(progress) as report, jax.default_device(self.device):
-            for (group, n), part in zip(self._groups(requests), self._groups(arrays), strict=True):
-                out += self._coarse(group, part[0], n, report)
-        return out if _is_list(semantic) else out[0]
+        requests = self._intake.requests(blank(semantic, rows), voice, seed, sampling, adapter, ids=False)
+        if not requests:
+            return []
+        with reporter(progress) as report:
+            pairs = list(zip(requests, arrays, strict=True))
+            out = self._each(pairs, lambda engine, some, report: engine.to_coarse(*_columns(some), report), report)
+        return out if is_list(semantic) else out[0]
 
     def coarse_to_fine(
         self,
@@ -252,11 +414,10 @@ class Bark:
         q is 2 for what stage 2 gives; 1 to 7 as in Suno's code, the same for all items of a list.
         """
         config = self.config.fine
-        rows = _as_list(coarse)
-        places = _places(coarse, rows)
+        rows = as_list(coarse)
         arrays = [
-            _integers(row, f"coarse{where}", (None, 1), 0, config.codebook_size - 1)
-            for row, where in zip(rows, places, strict=True)
+            integers(row, f"coarse{where}", (None, 1), 0, config.codebook_size - 1)
+            for row, where in zip(rows, places(coarse, rows), strict=True)
         ]
         given = {len(array) for array in arrays}
         low, high = config.network.n_codes_given, config.n_codebooks - 1
@@ -264,26 +425,26 @@ class Bark:
             raise ValueError(
                 f"coarse has {sorted(given)} codebooks: it must have {low} to {high}, the same number in every item"
             )
-        requests = self._requests(_blank(coarse, rows), voice, seed, sampling, adapter, ids=False)
-        out: list[np.ndarray] = []
-        with reporter(progress) as report, jax.default_device(self.device):
-            for (group, n), part in zip(self._groups(requests), self._groups(arrays), strict=True):
-                out += self._fine(group, part[0], n, report)
-        return out if _is_list(coarse) else out[0]
+        requests = self._intake.requests(blank(coarse, rows), voice, seed, sampling, adapter, ids=False)
+        if not requests:
+            return []
+        with reporter(progress) as report:
+            pairs = list(zip(requests, arrays, strict=True))
+            out = self._each(pairs, lambda engine, some, report: engine.to_fine(*_columns(some), report), report)
+        return out if is_list(coarse) else out[0]
 
     def decode(self, fine: np.ndarray | Sequence[np.ndarray]) -> Any:
         """Codes (q, F), q up to 8 → audio (320 · F,) float32 at 24 kHz, not clipped."""
-        rows = _as_list(fine)
+        rows = as_list(fine)
         config = self.config.codec
         arrays = []
-        for row, where in zip(rows, _places(fine, rows), strict=True):
-            codes = _integers(row, f"fine{where}", (None, 0), 0, config.codebook_size - 1)
+        for row, where in zip(rows, places(fine, rows), strict=True):
+            codes = integers(row, f"fine{where}", (None, 0), 0, config.codebook_size - 1)
             if not 1 <= len(codes) <= config.n_codebooks:
                 raise ValueError(f"fine{where} has {len(codes)} codebooks: it must have 1 to {config.n_codebooks}")
             arrays.append(codes)
-        with jax.default_device(self.device):
-            out = [wave for part, n in self._groups(arrays) for wave in self._decode(part, n)]
-        return out if _is_list(fine) else out[0]
+        out = self._each(arrays, lambda engine, some, report: engine.decode(some), _quietly)
+        return out if is_list(fine) else out[0]
 
     def encode(self, audio: np.ndarray | Sequence[np.ndarray], sample_rate: int | None = None) -> Any:
         """Audio → codes (8, F) int32, F = ceil(samples / 320).
@@ -295,13 +456,15 @@ class Bark:
         Raises:
           ValueError: audio that is not mono float, is empty or not finite, or a sample rate out of its range.
         """
-        rows = self._clips(audio, sample_rate)
-        with jax.default_device(self.device):
-            out = [codec.encode(self._codec, row) for row in rows]
-        return out if _is_list(audio) else out[0]
+        rows = self._clips(audio, sample_rate, self.config.codec.sample_rate)
+        with jax.default_device(self.device), self._engine.placed("codec") as weights:
+            out = [codec.encode(weights.module, row) for row in rows]
+        return out if is_list(audio) else out[0]
 
     def audio_to_semantic(self, audio: np.ndarray | Sequence[np.ndarray], sample_rate: int | None = None) -> Any:
-        """Audio → semantic ids (n,) int32, as the text stage would write them: n = floor(seconds · rate).
+        """Audio → semantic ids (n,) int32, as the text stage would write them: floor(seconds · rate), or one less.
+
+        bark-nano brings the network; for Bark itself ``python -m convert.units`` makes it of HuBERT and a quantizer.
 
         Args:
           audio: (samples,) float, mono, at least one unit long, or a list.
@@ -309,16 +472,172 @@ class Bark:
 
         Raises:
           ValueError: as for `encode`, or audio that is shorter than a unit.
-          CheckpointError: the model has no ``units.safetensors``.
+          CheckpointError: the model has no ``units.safetensors``, or was unloaded.
         """
+        self._engine.check_loaded()
         if self._units is None:
             raise checkpoints.CheckpointError(
                 f"{self.name} has no units.safetensors, the network that takes semantic ids from audio"
             )
-        rows = self._clips(audio, sample_rate)
+        rows = self._clips(audio, sample_rate, self._units.config.sample_rate)
         with jax.default_device(self.device):
             out = [unit_files.encode(self._units, row) for row in rows]
-        return out if _is_list(audio) else out[0]
+        return out if is_list(audio) else out[0]
+
+    def check(
+        self,
+        text: str | Sequence[str],
+        *,
+        voice: VoiceLike | Sequence[VoiceLike] = None,
+        seed: int | None | Sequence[int | None] = None,
+        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008
+        adapter: str | None | Sequence[str | None] = None,
+        split: bool | Split = True,
+    ) -> None:
+        """What `generate` checks before it computes anything: raises what it would raise, and does nothing else."""
+        self._intake.scripts(text, voice, seed, sampling, adapter, split)
+
+    def digest(self) -> str:
+        """64 hexadecimal digits of the networks with their adapters: SHA-256 over the shape, the type and 4,096 values
+        of every tensor. The same weights in another type have another one.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.parameters()):
+            for leaf in self._engine.network(name).leaves:
+                flat = leaf.reshape(-1)
+                some = host(flat[:: max(1, flat.size // 4096)])
+                digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
+                digest.update(some.tobytes())
+        return digest.hexdigest()
+
+    def about(
+        self,
+        speech: Speech,
+        *,
+        voice: VoiceLike = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        adapter: str | None = None,
+    ) -> dict[str, Any]:
+        """Where a speech comes from, for `Speech.save`, or whatever keeps such things: a dictionary for JSON.
+
+        It says that this is synthetic speech, of which model and weights (`digest`), in which voice, with which seed,
+        rows, and settings, of which text (its SHA-256, not the text), and how long.
+
+        Args:
+          voice, sampling, adapter: what `generate` was told. A voice that has no name is called by the SHA-256 of its
+            semantic ids and codes.
+        """
+        from bark_jax import __version__  # the door imports this module
+
+        with jax.default_device(self.device):
+            weights = self.digest()
+        return {
+            "synthetic": True,
+            "made_by": f"bark_jax {__version__}",
+            "model": self.name,
+            "weights": weights,
+            "dtype": self.dtype,
+            "voice": _called(voice),
+            "adapter": adapter,
+            "seed": speech.seed,
+            "rows": speech.rows,
+            "sampling": dataclasses.asdict(sampling),
+            "text_sha256": hashlib.sha256(speech.text.encode("utf-8", "surrogatepass")).hexdigest(),
+            "samples": len(speech.audio),
+            "sample_rate": speech.sample_rate,
+            "ended": speech.ended,
+        }
+
+    def count_tokens(self, text: str) -> int:
+        """How many of its tokens the model reads a text as; one call takes ``config.semantic.text_length``.
+
+        Raises:
+          ValueError: not a text, or a lone surrogate in it.
+        """
+        return self._intake.count_tokens(text)
+
+    def clone(
+        self, audio: str | Path | np.ndarray, sample_rate: int | None = None, *, consent: str | None = None
+    ) -> Voice:
+        """A voice prompt from a recording of somebody: semantic ids and EnCodec codes of it, of lengths that agree.
+
+        Five to ten seconds of one speaker are best, without noise or music, ending where a sentence ends: speech goes
+        on from there. Clone voices of people who agreed to it alone.
+
+        Args:
+          audio: a file (wav, flac, ogg, mp3, ...), or (samples,) float, mono. 1.1 to 15 seconds.
+          sample_rate: of an array, as for `encode`.
+          consent: who agreed, kept with the voice (`bark_jax.voice.agreed` adds the date and the recording's digest).
+
+        Raises:
+          ValueError: a clip that is too short, too long or silent, or as for `encode`.
+          CheckpointError: the model has no ``units.safetensors``, or was unloaded.
+          OSError: a file cannot be read.
+        """
+        config, rate = self.config, self.config.codec.sample_rate
+        if isinstance(audio, str | Path):
+            if sample_rate is not None:
+                raise ValueError(f"sample_rate is {sample_rate} and audio a file: files have their own, leave it out")
+            audio = audio_files.read(audio, rate)
+        else:
+            [audio] = self._clips([audio], sample_rate, rate)
+        least, most = CLIP_S
+        seconds = len(audio) / rate
+        if not least <= seconds <= most:
+            raise ValueError(
+                f"the clip lasts {seconds:.2f} s: a voice takes {least:g} to {most:g} s of speech, 5 to 10 are best"
+            )
+        if np.sqrt(np.mean(np.square(audio))) < SILENT:
+            raise ValueError(f"the clip is silent: its root mean square is below {SILENT:g} of full scale")
+        ids, codes = self.audio_to_semantic(audio), self.encode(audio)
+        ids, codes = tokens.aligned(config.coarse, ids, codes)
+        voice = Voice(ids, codes[: config.coarse.n_codebooks], codes, model=config.fingerprint, consent=consent)
+        voice.check(config)
+        return voice
+
+    def warmup(self, rows: int | Sequence[int] = 1, *, filtered: bool = False) -> float:
+        """Compile what speaking needs, so that the first request does not wait for it.
+
+        Programs are kept between processes too, see `bark_jax.compilation`: then this only reads them.
+
+        Args:
+          rows: numbers of texts that later calls will have; with ``load(rows=...)`` all numbers are one.
+          filtered: for requests with `top_k` or `top_p`, which have programs of their own.
+
+        Returns:
+          Seconds that it took.
+
+        Raises:
+          ValueError: a number that is not an integer of 1 or more.
+        """
+        start = time.perf_counter()
+        config = self.config
+        ids = np.zeros(config.semantic.text_length, np.int32)
+        # The longest has a second coarse window, which goes on from the cache of the first. The others end earlier, so
+        # that a batch becomes as narrow as it will.
+        window_s = config.coarse.window / config.coarse.n_codebooks / config.codec.frame_rate
+        past = np.zeros(int(2 * config.semantic.rate_hz), np.int32)
+        codes = np.zeros((config.fine.n_codebooks, tokens.n_frames(config.coarse, len(past))), np.int32)
+        voice = Voice(past, codes[: config.coarse.n_codebooks], codes, model=config.fingerprint)
+        for n in as_list(rows):
+            count = _checked_rows(n) or 1
+            requests, copies = [], min(count, len(self._team.places))
+            for i in range(count):
+                row = i // copies  # of its copy's batch
+                seconds = window_s * (2.5 if row == 0 else 1.5 if row < NARROWER else 0.5)
+                how = Sampling(max_duration_s=seconds, allow_early_stop=False, top_k=1 if filtered else None)
+                requests.append(Request("", ids, None, i, how))
+            self._team.each(requests, _speak, _quietly)
+            pairs = [(dataclasses.replace(r, voice=voice), past[:20]) for r in requests]
+            self._each(pairs, lambda engine, some, report: engine.to_coarse(*_columns(some), report), _quietly)
+        return time.perf_counter() - start
+
+    def unload(self) -> None:
+        """Give the memory of the weights back; the model cannot be used afterwards."""
+        for engine in self._team.engines:
+            engine.unload()
+        free(self._units)
+        self._units = None
 
     def voices(self) -> list[str]:
         """Names of the voices on this machine, for `voice=`."""
@@ -326,148 +645,34 @@ class Bark:
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each network, without adapters."""
-        return {name: sum(leaf.size for leaf in part.leaves) for name, part in self._weights.items()}
+        return {
+            name: sum(leaf.size for leaf in checkpoints.names(part.module).values())
+            for name, part in self._engine.weights.items()
+        }
 
     def bases(self) -> dict[str, str]:
         """Of each network that can have adapters, the `bark_jax.adapters.base_digest` that they must carry."""
-        return {name: adapter_files.base_digest(self._weights[name].module) for name in adapter_files.NETWORKS}
+        self._engine.check_loaded()
+        return {name: adapter_files.base_digest(self._engine.weights[name].module) for name in adapter_files.NETWORKS}
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def _clips(self, audio: Any, sample_rate: int | None) -> list[np.ndarray]:
-        """Checked clips at the codec's rate."""
-        rate = self.config.codec.sample_rate
-        rows = _as_list(audio)
-        rows = [_samples(row, f"audio{where}") for row, where in zip(rows, _places(audio, rows), strict=True)]
-        if sample_rate is not None and sample_rate != rate:
-            rows = [audio_files.resample(row, sample_rate, rate) for row in rows]
-        return rows
+    def _each(
+        self, items: list[Any], work: Callable[[Engine, list[Any], Report], list[np.ndarray]], report: Report
+    ) -> Any:
+        """One array of each item, computed by all copies of the engine."""
 
-    def _semantic(
-        self, group: list[Request], rows: int, report: Callable[[str, int, int], None]
-    ) -> tuple[list[np.ndarray], list[bool]]:
-        config = self.config.semantic
-        prompts = [semantic.prompt(config, r.ids, None if r.voice is None else r.voice.semantic) for r in group]
-        settings = [r.sampling for r in group]
-        # A row that only fills the batch stops after one token.
-        prompts = _pad(prompts, rows, prompts[0])
-        settings = _pad(settings, rows, Sampling(max_duration_s=0.0))
-        said, ended = semantic.generate(
-            self._network("semantic", group, rows),
-            config,
-            np.stack(prompts),
-            settings,
-            self._keys(group, rows, "semantic"),
-            cache_dtype=self._cache_dtype,
-            progress=lambda done, total: report("semantic", done, total),
-        )
-        return said[: len(group)], ended[: len(group)]
+        def each(engine: Engine, some: list[Any], report: Report) -> list[Made]:
+            return [(array,) for array in work(engine, some, report)]
 
-    def _coarse(
-        self,
-        group: list[Request],
-        said: list[np.ndarray],
-        rows: int,
-        report: Callable[[str, int, int], None],
-    ) -> list[np.ndarray]:
-        config = self.config.coarse
-        prompts = []
-        for request, words in zip(group, said, strict=True):
-            history = None if request.voice is None else (request.voice.semantic, request.voice.coarse)
-            most = request.sampling.max_coarse_history or config.max_history
-            prompts.append(coarse.prompt(config, words, history, most))
-        codes = coarse.generate(
-            self._network("coarse", group, rows),
-            config,
-            _pad(prompts, rows, coarse.idle(config)),
-            _pad([r.sampling for r in group], rows, Sampling()),
-            self._keys(group, rows, "coarse"),
-            cache_dtype=self._cache_dtype,
-            progress=lambda done, total: report("coarse", done, total),
-        )
-        return codes[: len(group)]
+        return [array for (array,) in self._team.each(items, each, report)]
 
-    def _fine(
-        self,
-        group: list[Request],
-        codes: list[np.ndarray],
-        rows: int,
-        report: Callable[[str, int, int], None],
-    ) -> list[np.ndarray]:
-        config = self.config.fine
-        states = [
-            fine.prompt(config, part, None if r.voice is None else r.voice.fine)
-            for r, part in zip(group, codes, strict=True)
-        ]
-        filled = fine.generate(
-            self._network("fine", group, rows),
-            config,
-            _pad(states, rows, fine.idle(config)),
-            _pad([r.sampling for r in group], rows, Sampling()),
-            self._keys(group, rows, "fine"),
-            n_given=len(codes[0]),
-            progress=lambda done, total: report("fine", done, total),
-        )
-        return filled[: len(group)]
-
-    def _decode(self, codes: list[np.ndarray], rows: int) -> list[np.ndarray]:
-        empty = np.zeros((len(codes[0]), 0), np.int32)
-        return codec.decode(self._codec, _pad(codes, rows, empty))[: len(codes)]  # type: ignore[return-value]
-
-    def _network(self, name: str, group: list[Request], rows: int) -> Weights:
-        """The weights for a batch: as they were loaded, unless an adapter changes this network."""
-        if name not in self._adapted:
-            return self._weights[name]
-        indices = [0 if r.adapter is None else 1 + self.adapters.index(r.adapter) for r in group]
-        return self._adapted[name].rows(_pad(indices, rows, 0))
-
-    def _keys(self, group: list[Request], rows: int, stage: str) -> jax.Array:
-        return sampling.stage_keys(_pad([r.seed for r in group], rows, 0), stage)
-
-    def _groups(self, items: list[T]) -> Iterator[tuple[list[T], int]]:
-        """Split into batches, with the compiled row count of each."""
-        most = self.rows or MAX_ROWS
-        for start in range(0, len(items), most):
-            part = items[start : start + most]
-            yield part, self.rows or 1 << (len(part) - 1).bit_length()
-
-    def _requests(
-        self, said: Any, voice: Any, seed: Any, settings: Any, adapter: Any, *, ids: bool = True
-    ) -> list[Request]:
-        """Check everything, item by item, before anything is computed."""
-        many = _is_list(said)
-        texts = list(said) if many else [said]
-        voices = _broadcast(voice, len(texts), many, "voice")
-        seeds = _broadcast(seed, len(texts), many, "seed")
-        settings = _broadcast(settings, len(texts), many, "sampling")
-        adapters = _broadcast(adapter, len(texts), many, "adapter")
-        known: dict[int, Voice | None] = {}
-        requests = []
-        for i, (line, v, s, how, name) in enumerate(zip(texts, voices, seeds, settings, adapters, strict=True)):
-            try:
-                if id(v) not in known:
-                    known[id(v)] = self._library.get(v)
-                if not isinstance(how, Sampling):
-                    raise SamplingError(f"sampling is {how!r}: it must be a bark_jax.Sampling")
-                least, most = self.config.coarse.window, self.config.coarse.max_history
-                if how.max_coarse_history is not None and not least <= how.max_coarse_history <= most:
-                    raise SamplingError(
-                        f"max_coarse_history is {how.max_coarse_history}: it must be {least} to {most}, or None"
-                    )
-                if name is not None and not (isinstance(name, str) and name in self.adapters):
-                    there = f"choose None, {', '.join(self.adapters)}" if self.adapters else "`load` was given none"
-                    raise AdapterError(f"adapter is {str(name)[:100]!r}: {there}")
-                length = self.config.semantic.text_length
-                encoded = (
-                    text.encode(self._tokenizer, self.config.semantic, line) if ids else np.zeros(length, np.int32)
-                )
-                drawn = sampling.new_seed() if s is None else sampling.check_seed(s)
-            except ValueError as error:
-                if many and not isinstance(error, UnicodeError):  # that one takes other arguments
-                    raise type(error)(f"item {i}: {error}") from error
-                raise
-            requests.append(Request(line, encoded, known[id(v)], drawn, how, name))
-        return requests
+    def _clips(self, audio: Any, sample_rate: int | None, rate: int) -> list[np.ndarray]:
+        """Checked clips at `rate`; without a rate of their own they have the codec's."""
+        rows = as_list(audio)
+        rows = [samples(row, f"audio{where}") for row, where in zip(rows, places(audio, rows), strict=True)]
+        own = self.config.codec.sample_rate if sample_rate is None else sample_rate
+        return rows if own == rate else [audio_files.resample(row, own, rate) for row in rows]
 
 
 def load(
@@ -475,8 +680,10 @@ def load(
     *,
     dtype: str | None = None,
     device: str | jax.Device | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     rows: int | None = None,
     adapters: Mapping[str, AdapterLike] | None = None,
+    offload: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
     sizes: Mapping[str, str] | None = None,
@@ -486,28 +693,48 @@ def load(
     Args:
       model: a native folder (from ``python -m convert``); a folder of Suno's ``.pt`` files, a Hugging Face Bark folder
         or a hub id such as ``suno/bark``, which are converted once, into the cache (needs ``bark-jax[convert]``).
-      dtype: of the weights, "float32" or "bfloat16"; None is bfloat16 on GPU and TPU, float32 on CPU.
-      device: "cpu", "gpu", "tpu", a `jax.Device`, or None for JAX's default, the best there is.
+      dtype: of the weights, "float32", "bfloat16" or "int8" (a quarter of float32's memory; other speech than
+        float32's); None is bfloat16 on GPU and TPU, float32 on CPU.
+      device: "cpu", "gpu", "tpu", or None for JAX's default, the best there is. Lists are dealt out to all devices of
+        that kind that this process has, each with the weights, from the second on when they are first needed. A
+        `jax.Device`: that one alone.
+      mesh: instead of `device`, for these devices. Its axis "data" counts copies of the model; the devices along its
+        axis "model" share one: matrices of the GPTs are divided among them, by their rows, and everything else is on
+        each. Either axis may be missing. With `jax.distributed` it may have devices of other processes: all of them
+        must then make the same calls, with seeds, and get all results.
       rows: compile for exactly this many rows and fill batches up to it; results are then bit-equal whatever the number
         of texts. None: the next power of two, at most 16.
       adapters: {name: file} of what was trained on this model, for ``generate(..., adapter=name)``; a list of files,
         one per network, makes one adapter. Loading them costs every row a little, whether it uses one or not.
+      offload: keep weights in the host's memory and bring each network to the device for the time of its stage: less
+        memory there (of the large model the largest stage instead of all), for a copy per stage and call. The network
+        of ``units.safetensors`` stays.
       revision: branch, tag or commit of a hub id.
       local_files_only: never use the network.
       sizes: {"text" | "coarse" | "fine": "small" | "large"} chooses among Suno's ``.pt`` files where both are there.
 
     Raises:
+      ValueError: a device or a mesh that is not there, or both; any other argument that is wrong.
       HubError: the model is nowhere, or cannot be fetched (an `OSError`).
       CheckpointError, ConfigError, ConversionError: the files are not a Bark model (all are `ValueError`).
       AdapterError: an adapter is damaged, or for another model (a `ValueError`).
+      MemoryError: the device has less memory than the weights take; nothing has been loaded.
     """
     rows = _checked_rows(rows)
-    place = _device(device)
-    dtype = dtype or ("float32" if place.platform == "cpu" else "bfloat16")
-    if not isinstance(dtype, str) or dtype not in checkpoints.DTYPES:
-        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(checkpoints.DTYPES)}")
+    there = placement.places(device, mesh)
+    first = placement.first(there)
+    dtype = dtype or ("float32" if first.devices[0].platform == "cpu" else "bfloat16")
+    if not isinstance(dtype, str) or dtype not in checkpoints.CHOICES:
+        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(checkpoints.CHOICES)}")
     folder, source = library.locate(model, revision=revision, local_files_only=local_files_only, sizes=sizes)
-    config, tokenizer_json, weights = checkpoints.read(folder, dtype=dtype, device=place)
+    there = memory.fitting(folder, dtype, there, offload=offload, chosen=mesh is not None)
+    compilation.keep()
+    whole = len(first.devices) == 1
+    config, tokenizer_json, weights = checkpoints.read(
+        folder, dtype=dtype, device=first.devices[0], host=offload or not whole
+    )
+    if not (offload or whole):
+        weights = {name: first.put(name, part) for name, part in weights.items()}
     repository = model if isinstance(model, str) and hub.is_hub_id(model) and not Path(model).is_dir() else None
     voices = library.Library([folder, source], config, repository=repository, local_files_only=local_files_only)
     units = folder / "units.safetensors"
@@ -520,24 +747,10 @@ def load(
         rows=rows,
         voices=voices,
         adapters=adapter_files.gather({} if adapters is None else adapters, config),
-        units=unit_files.load(units, device=place) if units.is_file() else None,
+        units=unit_files.load(units, device=first.local) if units.is_file() else None,
+        places=there,
+        offload=offload,
     )
-
-
-def _device(device: str | jax.Device | None) -> jax.Device:
-    if device is None:
-        device = jax.config.jax_default_device  # pyrefly: ignore[missing-attribute]
-        if device is None:
-            return jax.local_devices()[0]
-    if isinstance(device, jax.Device):
-        return device
-    if device not in ("cpu", "gpu", "tpu"):
-        raise ValueError(f"device is {device!r}: choose 'cpu', 'gpu', 'tpu', a jax.Device, or None")
-    try:
-        return jax.devices(device)[0]
-    except RuntimeError:
-        there = ", ".join(sorted({d.platform for d in jax.devices()} | {"cpu"}))
-        raise ValueError(f"device is {device!r}, but JAX finds none: there is {there}") from None
 
 
 def _checked_rows(rows: Any) -> int | None:
@@ -546,73 +759,77 @@ def _checked_rows(rows: Any) -> int | None:
     return None if rows is None else int(rows)
 
 
+def _called(voice: Any) -> Any:
+    """A voice's name for JSON; of a cast, each speaker's."""
+    if voice is None or isinstance(voice, str | Path):
+        return None if voice is None else str(voice)
+    if is_cast(voice):
+        return {speaker: _called(one) for speaker, one in voice.items()}
+    known = voice if isinstance(voice, Voice) else Voice.from_dict(voice)
+    digest = hashlib.sha256()
+    for array in (known.semantic, known.coarse, known.fine):
+        digest.update(np.ascontiguousarray(array, np.int32).tobytes())
+    return f"sha256 {digest.hexdigest()}"
+
+
+def _columns(pairs: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _speak(engine: Engine, requests: list[Request], report: Report) -> list[Made]:
+    """All stages: semantic ids, whether speech ended by itself, coarse and fine codes, audio; then the row count, and
+    the seconds that each stage took for all of the requests.
+    """
+    timings: list[float] = []
+    with _timed(timings):
+        said, ended = engine.to_semantic(requests, report)
+    with _timed(timings):
+        codes = engine.to_coarse(requests, said, report)
+    with _timed(timings):
+        codes8 = engine.to_fine(requests, codes, report)
+    with _timed(timings):
+        waves = engine.decode(codes8)
+    about = np.array(engine.row_count(len(requests))), np.array(timings)
+    made = zip(said, ended, codes, codes8, waves, strict=True)
+    return [(words, np.array(stop), two, eight, audio, *about) for words, stop, two, eight, audio in made]
+
+
+def _perform(engine: Engine, scripts: list[Script], report: Report) -> list[Made]:
+    """Texts of several parts: audio, the row count, the seconds that it took, and of each part what `_packed` says."""
+    made: list[Made] = []
+    for script in scripts:
+        start = time.perf_counter()
+        chunks: list[np.ndarray] = [np.zeros(0, np.float32)]
+        said: list[streaming.Spoken] = []
+        for event in streaming.perform(engine, script, report):
+            if isinstance(event, Chunk):
+                chunks.append(event.audio)
+            elif isinstance(event, streaming.Spoken):
+                said.append(event)
+        about = np.array(engine.row_count(len(said))), np.array(time.perf_counter() - start)
+        made.append((np.concatenate(chunks), *about, *(array for spoken in said for array in _packed(spoken))))
+    return made
+
+
+def _packed(spoken: streaming.Spoken) -> Made:
+    about = (spoken.number, spoken.request.seed, spoken.ended, spoken.attempts, spoken.start, spoken.end)
+    return np.array(about, np.uint64), spoken.semantic, spoken.coarse, spoken.fine
+
+
+def _unpacked(script: Script, arrays: Sequence[np.ndarray]) -> streaming.Spoken:
+    about, *tokens_ = arrays
+    number, seed, ended, attempts, start, end = map(int, about)
+    request = dataclasses.replace(script.requests[number], seed=seed)
+    semantic, two, eight = tokens_
+    return streaming.Spoken(number, request, semantic, bool(ended), attempts, two, eight, start, end)
+
+
+def _quietly(stage: str, done: int, total: int) -> None:
+    """Progress that nobody is told of."""
+
+
 @contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+def _timed(timings: list[float]) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    timings[stage] = time.perf_counter() - start
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if _is_list(value) else [value]
-
-
-def _places(value: Any, rows: list[Any]) -> list[str]:
-    return [f"[{i}]" for i in range(len(rows))] if _is_list(value) else [""]
-
-
-def _blank(value: Any, rows: list[Any]) -> Any:
-    """As many empty texts as there are inputs: stages after the first have none."""
-    return [""] * len(rows) if _is_list(value) else ""
-
-
-def _broadcast(value: Any, n: int, many: bool, name: str) -> list[Any]:
-    if not _is_list(value):
-        return [value] * n
-    if not many:
-        raise ValueError(f"{name} is a list of {len(value)}, but there is one input: lists go together")
-    if len(value) != n:
-        raise ValueError(f"{name} has {len(value)} items for {n} inputs: give one for all, or one for each")
-    return list(value)
-
-
-def _pad(items: Sequence[T], rows: int, filler: T) -> list[T]:
-    return [*items, *[filler] * (rows - len(items))]
-
-
-def _integers(value: Any, name: str, shape: tuple[int | None, ...], low: int, high: int) -> np.ndarray:
-    """`value` as int32, or a ValueError; `shape` gives the rank and, where not None, the least size of an axis."""
-    array = _array(value, name)
-    if array.ndim != len(shape) or not np.issubdtype(array.dtype, np.integer):
-        axes = "(n,)" if len(shape) == 1 else "(codebooks, frames)"
-        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}: it must be integers {axes}")
-    if any(least is not None and size < least for size, least in zip(array.shape, shape, strict=True)):
-        raise ValueError(f"{name} has shape {array.shape}: it is empty, and must have at least 1")
-    if array.size and (array.min() < low or array.max() > high):
-        raise ValueError(f"{name} has values {array.min()} to {array.max()}: they must be {low} to {high}")
-    return array.astype(np.int32)
-
-
-def _samples(value: Any, name: str) -> np.ndarray:
-    """`value` as mono float audio, or a ValueError."""
-    array = _array(value, name)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}: it must be mono float samples (n,), -1 to 1")
-    if not len(array):
-        raise ValueError(f"{name} is empty: it must hold at least 1 sample")
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN, infinity or values beyond float32: all samples must be finite")
-    return array
-
-
-def _array(value: Any, name: str) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except Exception as error:  # whatever an object's __array__ raises
-        raise ValueError(f"{name} cannot be made an array: {error}") from None
+    timings.append(time.perf_counter() - start)

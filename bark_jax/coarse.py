@@ -11,7 +11,9 @@ on that row alone, so neighbours never change a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,8 +25,9 @@ from jax import lax
 
 from bark_jax import sampling, tokens
 from bark_jax.config import CoarseConfig
-from bark_jax.flat import Weights
+from bark_jax.flat import Weights, beside, platform
 from bark_jax.gpt import CausalGPT, KVCache
+from bark_jax.rows import Rows, together
 from bark_jax.sampling import Draw, Sampling
 
 # --- prompt -----------------------------------------------------------------------------------------------------------
@@ -46,6 +49,18 @@ class Prompt:
     def window(self, config: CoarseConfig, step: int) -> tuple[int, np.ndarray]:
         """The semantic slice of the window that starts at coarse token `step`: its first index, and its ids."""
         return tokens.coarse_semantic_window(config, self.semantic, self.n_history, step, self.max_history)
+
+    def shown_until(self, config: CoarseConfig, step: int) -> int:
+        """How many of the request's own semantic ids must be known before the window at `step`, if there are more."""
+        start = tokens.coarse_semantic_window(config, self.semantic[:0], self.n_history, step, self.max_history)[0]
+        spoken = -(-(step + config.window) // tokens.coarse_ratio(config))  # what the window's own tokens say
+        return max(start + config.semantic_length - self.n_history, int(spoken) + 1)
+
+    def grown(self, config: CoarseConfig, semantic: np.ndarray, *, whole: bool) -> Prompt:
+        """The same request with these semantic ids of its own (n,); not `whole`: more will follow."""
+        said = np.concatenate([self.semantic[: self.n_history], semantic]).astype(np.int32)
+        n_tokens = tokens.n_coarse_tokens(config, len(semantic)) if whole else sys.maxsize
+        return dataclasses.replace(self, semantic=said, n_tokens=n_tokens)
 
     def extends(self, config: CoarseConfig, step: int) -> bool:
         """Whether the prompt at `step` is the one of the window before plus the tokens generated in it."""
@@ -103,25 +118,47 @@ class Settings(NamedTuple):
         return cls(Draw.of(rows, "coarse"), jnp.asarray(np.array([p.max_history for p in prompts], np.int32)))
 
 
-def start(config: CoarseConfig, prompts: Sequence[Prompt], dtype: Any) -> State:
-    """The state before the first window; no prompt has been computed yet."""
-    history = np.zeros((len(prompts), config.max_history + config.window), np.int32)
-    for row, p in zip(history, prompts, strict=True):
-        row[: len(p.history)] = p.history
+def empty(config: CoarseConfig, rows: int, dtype: Any = jnp.float32) -> State:
+    """The state of rows that nobody has; `dtype` is the cache's."""
     slots = config.semantic_length + config.max_history + config.window
     return State(
-        cache=KVCache.zeros(config.network, len(prompts), slots, dtype),
-        history=jnp.asarray(history),
-        n_history=jnp.asarray(np.array([len(p.history) for p in prompts], np.int32)),
-        step=jnp.zeros((len(prompts),), jnp.int32),
+        cache=KVCache.zeros(config.network, rows, slots, dtype),
+        history=jnp.zeros((rows, config.max_history + config.window), jnp.int32),
+        n_history=jnp.zeros((rows,), jnp.int32),
+        step=jnp.zeros((rows,), jnp.int32),
     )
+
+
+@partial(jax.jit, donate_argnames=("state",))
+def insert(state: State, chosen: jax.Array, history: jax.Array, n_history: jax.Array) -> State:
+    """Let requests begin in the rows `chosen` (B,) bool, with these histories; nothing is computed yet."""
+    return state._replace(
+        history=jnp.where(chosen[:, None], history, state.history),
+        n_history=jnp.where(chosen, n_history, state.n_history),
+        step=jnp.where(chosen, 0, state.step),
+    )
+
+
+@partial(jax.jit, static_argnames=("config",))
+def take(config: CoarseConfig, state: State, rows: jax.Array) -> State:
+    """The state of the given rows alone: (R,) int32."""
+    per_row = (x[rows] for x in (state.history, state.n_history, state.step))
+    return State(state.cache.take(rows, config.network.n_head), *per_row)
 
 
 @partial(jax.jit, static_argnames=("config", "history"), donate_argnames=("state",))
 def fill(
-    weights: Weights, config: CoarseConfig, state: State, semantic: jax.Array, chosen: jax.Array, *, history: bool
+    weights: Weights,
+    config: CoarseConfig,
+    state: State,
+    semantic: jax.Array,
+    rows: jax.Array,
+    chosen: jax.Array,
+    *,
+    history: bool,
 ) -> State:
-    """Compute the prompts of the chosen rows: semantic (B, semantic_length) int32, chosen (B,) bool.
+    """Compute the prompts of the rows (G,) int32 from their semantic slices (G, semantic_length) int32; those not
+    `chosen` (G,) bool only fill up what is computed at once.
 
     `history` is static: False computes only the semantic part, for rows that have no coarse token before them. All but
     a prompt's last token enter the cache; that one is fed by the first step of `advance`.
@@ -130,15 +167,9 @@ def fill(
     ids = semantic
     if history:
         infer = jnp.full((len(semantic), 1), config.infer_token, jnp.int32)
-        ids = jnp.concatenate([semantic, infer, state.history[:, : config.max_history - 1]], axis=1)
+        ids = jnp.concatenate([semantic, infer, state.history[rows, : config.max_history - 1]], axis=1)
     filled = network.prefill(network.embed(ids))
-    rows = jnp.repeat(chosen, config.network.n_head)[:, None, None]
-
-    def merge(old: jax.Array, new: jax.Array) -> jax.Array:
-        kept = old[:, : new.shape[1]]
-        return lax.dynamic_update_slice(old, jnp.where(rows, new.astype(old.dtype), kept), (0, 0, 0))
-
-    return state._replace(cache=jax.tree.map(merge, state.cache, filled))
+    return state._replace(cache=state.cache.put(filled, rows, chosen))
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
@@ -241,58 +272,124 @@ def advance(
     return State(cache, history, n_history, state.step + config.window), ids
 
 
+class Drawn(NamedTuple):
+    """What one dispatch has drawn: a window of every row."""
+
+    owners: list[int | None]
+    """The prompt of each row; None: nobody's."""
+    ids: jax.Array
+    """(B, window) int32 coarse ids; of a prompt's last window, some may lie beyond its end."""
+
+
+def run(
+    weights: Weights,
+    config: CoarseConfig,
+    prompts: Sequence[Prompt],
+    settings: Sequence[Sampling],
+    keys: np.ndarray,
+    *,
+    rows: int | None = None,
+    narrows: bool = False,
+    networks: Callable[[Sequence[int | None]], Weights] | None = None,
+    cache_dtype: Any = jnp.float32,
+) -> Iterator[Drawn]:
+    """As `generate`, window by window; closing it computes nothing more.
+
+    Between two windows a prompt may be replaced by one that `grown` has made longer, as long as every window finds the
+    semantic ids that it shows (`shown_until`).
+    """
+    n = len(prompts)
+    order = sorted((i for i in range(n) if prompts[i].n_tokens), key=lambda i: -prompts[i].n_tokens)
+    batch = Rows(order, rows or n, narrows=narrows)
+    at_once = together(len(batch), platform(weights.leaves[0]))
+    networks = networks or (lambda owners: weights)
+    filtered = any(how.filters for how in settings)
+    state = beside(weights.leaves[0], empty(config, len(batch), cache_dtype))
+
+    def of(batch: Rows) -> tuple[Weights, Settings, jax.Array]:
+        """What `advance` needs for the batch as it is now."""
+        now = batch.requests
+        how = Settings.of([settings[i] for i in now], [prompts[i] for i in now])
+        return networks(batch.owners), how, jnp.asarray(keys[now])
+
+    network, how, key = of(batch)
+    at = [0] * n
+    while True:
+        kept, given = batch.narrow(), batch.admit()
+        owned = batch.owned
+        if not owned:
+            return
+        if kept is not None:
+            state = take(config, state, np.array(kept, np.int32))
+        if given:
+            state = _begin(state, {row: prompts[owned[row]] for row in given})
+        if kept is not None or given:
+            network, how, key = of(batch)
+        grows = [row for row, i in owned.items() if prompts[i].extends(config, at[i])]
+        if grows:
+            state = extend(config, state, np.isin(np.arange(len(batch)), grows))
+        bare = [row for row, i in owned.items() if at[i] == 0 and len(prompts[i].history) == 0]
+        whole = [row for row in owned if row not in grows and row not in bare]
+        for some, history in ((bare, False), (whole, True)):
+            for part in batch.passes(some, at_once):
+                semantic = np.stack([prompts[i].window(config, at[i])[1] for i in part.requests])
+                these = networks(part.owners)
+                state = fill(these, config, state, semantic, part.rows, part.chosen, history=history)
+        state, ids = advance(network, config, state, how, key, filtered=filtered)
+        yield Drawn(list(batch.owners), ids)
+        for i in owned.values():
+            at[i] += config.window
+            if at[i] >= prompts[i].n_tokens:
+                batch.release(i)
+
+
 def generate(
     weights: Weights,
     config: CoarseConfig,
     prompts: Sequence[Prompt],
-    rows: Sequence[Sampling],
-    keys: jax.Array,
+    settings: Sequence[Sampling],
+    keys: np.ndarray,
     *,
-    cache_dtype: Any = jnp.float32,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> list[np.ndarray]:
-    """Codes of a batch.
+    """Codes of any number of prompts, in a batch whose rows go to the next one, window by window; the longest first.
 
     Args:
-      prompts: B rows, see `prompt`. A row without tokens to generate gives an empty array.
-      rows: B settings; of the history, what the prompts say counts.
-      keys: (B,) stage keys.
-      progress: called with (windows so far, windows of the longest row).
+      weights: of the network.
+      prompts: N ≥ 1 of them, see `prompt`. One without tokens to generate gives an empty array.
+      settings: N of them; of the history, what the prompts say counts.
+      keys: (N, 2) uint32, see `sampling.stage_keys`.
+      progress: called with (windows so far, windows) of all prompts.
+      options: of `run`. rows: of the batch; None: N. narrows: whether the batch may become narrower at the end, see
+        `Rows`. networks: the network for a batch whose rows have these requests, where rows differ; None: `weights`
+        for all. cache_dtype: of keys and values.
 
     Returns:
-      Per row the codes (n_codebooks, F) int32, 0 .. codebook_size - 1.
+      Per prompt the codes (n_codebooks, F) int32, 0 .. codebook_size - 1.
     """
-    settings = Settings.of(rows, prompts)
-    filtered = any(row.filters for row in rows)
-    state = start(config, prompts, cache_dtype)
-    n_windows = max((-(-p.n_tokens // config.window) for p in prompts), default=0)
-    generated = []
-    for w in range(n_windows):
-        at = w * config.window
-        # A finished row has nothing to compute; it neither asks for a prompt nor keeps its cache.
-        live = np.array([at < p.n_tokens for p in prompts])
-        grown = live & np.array([p.extends(config, at) for p in prompts])
-        bare = live & ~grown & np.array([at == 0 and len(p.history) == 0 for p in prompts])
-        whole = live & ~grown & ~bare
-        if grown.any():
-            state = extend(config, state, jnp.asarray(grown))
-        if bare.any() or whole.any():
-            semantic = jnp.asarray(np.stack([p.window(config, at)[1] for p in prompts]))
-            for chosen, history in ((bare, False), (whole, True)):
-                if chosen.any():
-                    state = fill(weights, config, state, semantic, jnp.asarray(chosen), history=history)
-        state, ids = advance(weights, config, state, settings, keys, filtered=filtered)
-        generated.append(ids)
+    n_windows, n_done = sum(-(-p.n_tokens // config.window) for p in prompts), 0
+    generated: list[Drawn] = []  # read back at the end: nothing waits for the device before
+    for drawn in run(weights, config, prompts, settings, keys, **options):
+        generated.append(drawn)
+        n_done += sum(owner is not None for owner in drawn.owners)
         if progress:
-            ids.block_until_ready()
-            progress(w + 1, n_windows)
-    if not generated:
-        return [np.zeros((config.n_codebooks, 0), np.int32) for _ in prompts]
-    ids = np.concatenate([np.asarray(part) for part in generated], axis=1)
-    return [tokens.unflatten_codes(config, row[: p.n_tokens]) for row, p in zip(ids, prompts, strict=True)]
+            drawn.ids.block_until_ready()
+            progress(n_done, n_windows)
+    pieces: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in prompts]
+    for owners, ids in generated:
+        for owner, row in zip(owners, np.asarray(ids), strict=True):
+            if owner is not None:
+                pieces[owner].append(row)
+    return [
+        tokens.unflatten_codes(config, np.concatenate(part)[: p.n_tokens])
+        for part, p in zip(pieces, prompts, strict=True)
+    ]
 
 
-def idle(config: CoarseConfig) -> Prompt:
-    """A row that asks for nothing: fills a batch up to its compiled row count."""
-    empty = np.zeros(0, np.int32)
-    return Prompt(semantic=empty, n_history=0, history=empty, n_tokens=0, max_history=config.max_history)
+def _begin(state: State, prompts: Mapping[int, Prompt]) -> State:
+    """Let the prompts begin, each in its row."""
+    history, n_history = np.zeros(state.history.shape, np.int32), np.zeros(state.n_history.shape, np.int32)
+    for row, p in prompts.items():
+        history[row, : len(p.history)], n_history[row] = p.history, len(p.history)
+    return insert(state, np.isin(np.arange(len(n_history)), list(prompts)), history, n_history)

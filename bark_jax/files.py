@@ -60,8 +60,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        for file in folder.iterdir():
-            _sync(file)
+        for file in folder.rglob("*"):
+            if file.is_file():
+                _sync(file)
         absent(path, or_empty=True)  # somebody else may have made it meanwhile
         if path.exists():
             path.rmdir()

@@ -7,7 +7,7 @@ causal, so there is no cache: each codebook of each window is one pass over all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,9 @@ from jax import lax
 
 from bark_jax import sampling, tokens
 from bark_jax.config import FineConfig
-from bark_jax.flat import Weights
+from bark_jax.flat import Weights, platform
 from bark_jax.gpt import FineGPT
+from bark_jax.rows import Rows, together
 from bark_jax.sampling import Draw, Sampling
 
 # --- prompt and state -------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def advance(
 ) -> jax.Array:
     """One window of every row: codes (B, window, n_codebooks) int32 → the same, codebooks n_given .. filled.
 
-    `window` () int32 is its number, for the noise.
+    `window` (B,) int32 is each row's number of its window, for the noise.
     """
     network: FineGPT = weights.module
     below = network.embed(0, codes[:, :, 0])
@@ -111,8 +112,7 @@ def advance(
 
     def body(below: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         codebook, old = x
-        steps = jnp.full(fill.shape, window * config.n_codebooks + codebook)
-        noise = sampling.gumbel(keys, steps, noise_shape)
+        noise = sampling.gumbel(keys, window * config.n_codebooks + codebook, noise_shape)
         new = step(network, config, codebook, below, old, fill, draw.temperature, noise)
         return below + network.embed(codebook, new), new
 
@@ -125,41 +125,147 @@ def generate(
     weights: Weights,
     config: FineConfig,
     states: Sequence[State],
-    rows: Sequence[Sampling],
-    keys: jax.Array,
+    settings: Sequence[Sampling],
+    keys: np.ndarray,
     *,
     n_given: int = 2,
+    rows: int | None = None,
+    narrows: bool = False,
+    networks: Callable[[Sequence[int | None]], Weights] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Codes (n_codebooks, F) int32 of a batch.
+    """Codes (n_codebooks, F) int32 of any number of clips, a window of some of them at a time; the longest first.
 
     Args:
-      states: B rows, see `prompt`; they are filled in place.
-      rows: B settings.
-      keys: (B,) stage keys.
-      n_given: codebooks that the rows bring along.
-      progress: called with (windows so far, windows of the longest row).
+      weights: of the network.
+      states: N ≥ 1 clips, see `prompt`; they are filled in place.
+      settings: N of them.
+      keys: (N, 2) uint32, see `sampling.stage_keys`.
+      n_given: codebooks that the clips bring along.
+      rows: most clips at a time, see `together`; None: N.
+      narrows: whether the batch may become narrower at the end, see `Rows`.
+      networks: the network for a batch whose rows have these requests, where rows differ; None: `weights` for all.
+      progress: called with (windows so far, windows) of all clips.
     """
-    draw = Draw.of(rows, "fine")
-    n_windows = max((len(state.windows) for state in states), default=0)
-    for w in range(n_windows):
-        codes = np.full((len(states), config.window, config.n_codebooks), config.pad_token, np.int32)
-        fill = np.full(len(states), config.window, np.int32)  # a finished row is a passenger that fills nothing
-        for i, state in enumerate(states):
-            if w < len(state.windows):
-                window = state.windows[w]
-                codes[i] = state.codes[window.start : window.start + config.window]
-                fill[i] = window.fill - window.start
-        filled = np.asarray(advance(weights, config, codes, fill, draw, keys, np.int32(w), n_given=n_given))
-        for i, state in enumerate(states):
-            if w < len(state.windows):
-                start = state.windows[w].start
-                state.codes[start : start + config.window] = filled[i]
+    n = len(states)
+    order = sorted((i for i in range(n) if states[i].windows), key=lambda i: -len(states[i].windows))
+    batch = Rows(order, together(rows or n, platform(weights.leaves[0])), narrows=narrows)
+    networks = networks or (lambda owners: weights)
+    n_windows, n_done = sum(len(state.windows) for state in states), 0
+    at = [0] * n
+    while n_done < n_windows:
+        batch.narrow()
+        batch.admit()
+        owned = batch.owned
+        now = batch.requests
+        fill(
+            networks(batch.owners),
+            config,
+            [None if i is None else (states[i], states[i].windows[at[i]]) for i in batch.owners],
+            [settings[i] for i in now],
+            keys[now],
+            [at[i] for i in now],
+            n_given=n_given,
+        )
+        for i in owned.values():
+            at[i] += 1
+            if at[i] == len(states[i].windows):
+                batch.release(i)
+        n_done += len(owned)
         if progress:
-            progress(w + 1, n_windows)
+            progress(n_done, n_windows)
     return [state.result.copy() for state in states]
 
 
-def idle(config: FineConfig) -> State:
-    """A row that asks for nothing."""
-    return prompt(config, np.zeros((config.network.n_codes_given, 0), np.int32), None)
+def fill(
+    network: Weights,
+    config: FineConfig,
+    rows: Sequence[tuple[State, tokens.FineWindow] | None],
+    settings: Sequence[Sampling],
+    keys: np.ndarray,
+    numbers: Sequence[int],
+    *,
+    n_given: int,
+) -> None:
+    """One pass: fill a window of each row's clip, in place; None is a passenger. `numbers` are for the noise."""
+    codes = np.full((len(rows), config.window, config.n_codebooks), config.pad_token, np.int32)
+    first = np.full(len(rows), config.window, np.int32)  # a passenger fills nothing
+    for i, row in enumerate(rows):
+        if row is not None:
+            state, window = row
+            codes[i] = state.codes[window.start : window.start + config.window]
+            first[i] = window.fill - window.start
+    draw, number = Draw.of(settings, "fine"), np.array(numbers, np.int32)
+    filled = np.asarray(advance(network, config, codes, first, draw, keys, number, n_given=n_given))
+    for row, new in zip(rows, filled, strict=True):
+        if row is not None:
+            state, window = row
+            state.codes[window.start : window.start + config.window] = new
+
+
+# --- piece by piece ---------------------------------------------------------------------------------------------------
+
+
+class Growing:
+    """A clip whose given codes arrive piece by piece; what can be filled already, and what of it is final.
+
+    The windows are those of the whole clip, as soon as all frames of theirs are known: then they do not depend on how
+    long the clip will be. A frame is final when no later window fills it again: the last window reaches back `hop`
+    frames from the clip's end, wherever that will be. With a `look_ahead`, a window ends where the known frames do, and
+    all of them are final but the last `look_ahead`: sooner, and not the codes of the whole clip.
+
+    Args:
+      history: (n_codebooks, F) of the voice, or None.
+      most_frames: that the clip can have.
+      look_ahead: frames; None: exact.
+    """
+
+    def __init__(
+        self,
+        config: FineConfig,
+        n_given: int,
+        history: np.ndarray | None,
+        most_frames: int,
+        look_ahead: int | None = None,
+    ):
+        self.config, self.look_ahead = config, look_ahead
+        self.state = prompt(config, np.full((n_given, most_frames + config.window), config.pad_token), history)
+        self.state.n_frames = 0
+        self.final = 0
+        """Frames of the clip that will not change."""
+        self._passes = 0
+        self._n_given = n_given
+
+    def add(self, codes: np.ndarray) -> None:
+        """The next frames (n_given, f)."""
+        start = self.state.n_history + self.state.n_frames
+        self.state.codes[start : start + codes.shape[1], : self._n_given] = codes.T
+        self.state.n_frames += codes.shape[1]
+
+    def due(self, *, whole: bool) -> Iterator[tuple[int, tokens.FineWindow]]:
+        """Windows to `fill` now, with their numbers; `whole`: no more frames follow."""
+        config, state = self.config, self.state
+        known = state.n_history + state.n_frames
+        if self.look_ahead is None:
+            windows = tokens.fine_windows(config, state.n_frames, state.n_history) if state.n_frames else []
+            # A voice that reaches beyond the overlap would let a window's beginning depend on the clip's end.
+            steady = state.n_history <= config.window - config.hop
+            while self._passes < len(windows):
+                if not whole and not (steady and self._passes * config.hop + config.window <= known):
+                    break
+                yield self._passes, windows[self._passes]
+                self._passes += 1
+            self.final = (
+                state.n_frames if whole else max(0, min(self._passes * config.hop, state.n_frames - config.hop))
+            )
+            return
+        while self.final < state.n_frames:
+            fill = state.n_history + self.final
+            start = max(0, min(known - config.window, fill))
+            yield self._passes, tokens.FineWindow(start, fill)
+            self._passes += 1
+            end = min(known, start + config.window)
+            if end == known:
+                self.final = state.n_frames if whole else max(self.final, state.n_frames - self.look_ahead)
+                return
+            self.final = end - state.n_history - self.look_ahead

@@ -41,6 +41,30 @@ class KVCache(NamedTuple):
         keys = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layer))
         return cls(keys, tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layer)))
 
+    def put(self, filled: KVCache, rows: jax.Array, chosen: jax.Array) -> KVCache:
+        """This cache with the first slots of some rows replaced.
+
+        Args:
+          filled: a cache of G rows and as many slots as are to be replaced, or fewer than this one has.
+          rows: (G,) int32, the row of this cache that each of them goes to.
+          chosen: (G,) bool, whether it goes there at all.
+        """
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            new = new.astype(old.dtype).reshape(len(rows), -1, *new.shape[1:])
+            for i in range(len(rows)):
+                at = (rows[i] * new.shape[1], jnp.int32(0), jnp.int32(0))  # one type, in 64-bit mode too
+                kept = lax.dynamic_slice(old, at, new.shape[1:])
+                old = lax.dynamic_update_slice(old, jnp.where(chosen[i], new[i], kept), at)
+            return old
+
+        return jax.tree.map(put, self, filled)
+
+    def take(self, rows: jax.Array, n_head: int) -> KVCache:
+        """A cache of the given rows alone: (R,) int32."""
+        at = (rows[:, None] * n_head + jnp.arange(n_head)).reshape(-1)
+        return jax.tree.map(lambda x: x[at], self)
+
 
 class Embedding(nnx.Module):
     """A table (V, D); rows are returned in float32."""
@@ -277,6 +301,10 @@ class Tables(nnx.Module):
     def __init__(self, n: int, vocabulary: int, width: int, *, rngs: nnx.Rngs):
         self.weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), (n, vocabulary, width), jnp.float32))
 
+    def at(self, i: jax.Array | int) -> Any:
+        """Table `i` (V, D), an array or `Int8`."""
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), self.weight[...])
+
 
 class FineGPT(nnx.Module):
     """The bidirectional network that predicts one codebook of every frame from the codebooks below it."""
@@ -298,20 +326,18 @@ class FineGPT(nnx.Module):
 
     def embed(self, codebook: jax.Array | int, codes: jax.Array) -> jax.Array:
         """Embeddings of one codebook: codes (B, T) int32 → (B, T, D). `codebook` may be traced."""
-        table = lax.dynamic_index_in_dim(self.wtes.weight[...], codebook, keepdims=False)
-        return table[codes].astype(jnp.float32)
+        return self.wtes.at(codebook)[codes].astype(jnp.float32)
 
     def hidden(self, x: jax.Array, *, dropout: Dropout | None = None, remat: str = "none") -> jax.Array:
         """Summed embeddings x (B, T, D), positions not yet added → normalised states (B, T, D)."""
         x = x + self.wpe(jnp.arange(x.shape[1]))
         return self.ln_f(_run(self.blocks, x, causal=False, dropout=dropout, remat=remat))
 
-    def head(self, codebook: jax.Array | int) -> jax.Array:
+    def head(self, codebook: jax.Array | int) -> Any:
         """The head (V, D) of `codebook`, n_codes_given .. n_codes_total - 1; may be traced."""
         if self.lm_heads is None:
-            return lax.dynamic_index_in_dim(self.wtes.weight[...], codebook, keepdims=False)
-        index = codebook - self.config.n_codes_given
-        return lax.dynamic_index_in_dim(self.lm_heads.weight[...], index, keepdims=False)
+            return self.wtes.at(codebook)
+        return self.lm_heads.at(codebook - self.config.n_codes_given)
 
     def logits(self, codebook: jax.Array | int, x: jax.Array) -> jax.Array:
         """Predict `codebook` from the summed embeddings of codebooks 0 .. `codebook`, itself included.

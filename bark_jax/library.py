@@ -21,6 +21,8 @@ from bark_jax.config import BarkConfig
 from bark_jax.voice import UnknownVoiceError, Voice, VoiceError
 
 BUNDLED = "bark-nano"
+"""The small model of `recipes/bark_nano`, for versions of the package that hold it."""
+BUNDLED_FOLDER = Path(__file__).parent / "assets" / BUNDLED
 PRESETS = "suno/bark"
 """Hub repository with Suno's voice presets, for models that share Suno's tokens."""
 
@@ -38,14 +40,16 @@ def locate(
     source files keep their sizes and times.
 
     Raises:
-      HubError: the model is nowhere, or ``bark-nano``, which this version does not bundle yet.
+      HubError: the model is nowhere.
       ConversionError: it is not a Bark model. `ModuleNotFoundError` if torch is needed and not installed.
     """
     if model == BUNDLED and not Path(BUNDLED).is_dir():
-        raise hub.HubError(
-            f"The model is {BUNDLED!r}, which is not bundled with this version: name a folder of weights, or a hub id "
-            "such as 'suno/bark-small'"
-        )
+        if not checkpoints.is_native(BUNDLED_FOLDER):
+            raise hub.HubError(
+                f"The model is {BUNDLED!r}, which is not in this installation (not all of its files are in "
+                f"{BUNDLED_FOLDER}): name a folder of weights, or a hub id such as 'suno/bark-small'"
+            )
+        return BUNDLED_FOLDER, BUNDLED_FOLDER
     sizes = _sizes(sizes)
     patterns = None
     if sizes and isinstance(model, str) and hub.is_hub_id(model) and not Path(model).is_dir():

@@ -1,9 +1,9 @@
 """Matrix products with a weight: the one place that decides how a product is computed.
 
 `Linear` holds its weight as (out, in), as torch does: on CPUs that is the faster layout for one row (1.2 times on the
-2-core machine of `benchmarks/NOTES.md`), and per-channel scales of low-bit twins belong to rows. Activations come in
-and go out in float32; the weight's dtype alone decides the precision of the product. `LowRank` is its twin with
-low-rank adapters. Knows nothing of layers, files or training; `Dropout` is the noise that training asks for.
+2-core machine of `benchmarks/NOTES.md`), and the scales of an `Int8` weight belong to rows. Activations come in and go
+out in float32; the weight's type alone decides the precision of the product. `LowRank` is its twin with low-rank
+adapters. Knows nothing of layers, files or training; `Dropout` is the noise that training asks for.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bark_jax.flat import host
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("key",), meta_fields=("rate", "adapter_rate"))
@@ -76,8 +80,150 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
     return [math.prod(shape[i + 1 :]) & 0xFFFFFFFF for i in range(len(shape))]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Int8:
+    """A weight of 8 bits: each row is integers times a scale of its own. Stands where an array would.
+
+    Attributes:
+      values: (..., N, K) int8, -127 to 127.
+      scale: (..., N) float32, above 0.
+    """
+
+    values: Any
+    scale: Any
+
+    @classmethod
+    def of(cls, weight: np.ndarray) -> Int8:
+        """The nearest, of a float array (..., N, K): a number moves by half of a 127th of its row's largest at most."""
+        weight = weight.astype(np.float32)
+        largest = np.max(np.abs(weight), axis=-1)
+        scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
+        return cls(np.rint(weight / scale[..., None]).astype(np.int8), scale)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.values.ndim
+
+    @property
+    def size(self) -> int:
+        """Weights, not counting scales."""
+        return self.values.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.values.dtype
+
+    def __getitem__(self, key: Any) -> Int8:
+        """Some of the rows: `key` may index all axes but the last."""
+        return Int8(self.values[key], self.scale[key])
+
+    def astype(self, dtype: Any) -> Any:
+        return (self.values * self.scale[..., None]).astype(dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.values, np.float32) * np.asarray(self.scale)[..., None]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("weight",), meta_fields=("whole",))
+@dataclass(frozen=True)
+class Split:
+    """A weight whose rows are spread over devices, which share a copy of the network. Stands where an array would.
+
+    What is computed with it is at once brought together on all of them, so nothing else of the network knows. Every
+    sum is one device's own: results do not depend on how many there are.
+
+    Attributes:
+      weight: an array (..., N, K) or `Int8`, on several devices by N.
+      whole: the sharding of what all of them have.
+    """
+
+    weight: Any
+    whole: NamedSharding
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.weight.ndim
+
+    @property
+    def size(self) -> int:
+        return self.weight.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.weight.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        """Some of the rows, as of `Int8`; whole on all devices if they cannot be divided evenly."""
+        part = self.weight[key]
+        if part.shape[-2] % self.whole.mesh.size:
+            return lax.with_sharding_constraint(part, self.whole)
+        return Split(part, self.whole)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """`matmul`: each device its own columns, then exchanged; left to itself, XLA exchanges the weight instead."""
+        (axis,) = self.whole.mesh.axis_names
+
+        def mine(x: jax.Array, weight: Any) -> jax.Array:
+            return lax.all_gather(matmul(x, weight), axis, axis=x.ndim - 1, tiled=True)
+
+        rows = PartitionSpec(axis)
+        specs = PartitionSpec(), jax.tree.map(lambda _: rows, self.weight)
+        return jax.shard_map(mine, mesh=self.whole.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(
+            x, self.weight
+        )
+
+    def astype(self, dtype: Any) -> Any:
+        return lax.with_sharding_constraint(self.weight.astype(dtype), self.whole)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if isinstance(self.weight, Int8):
+            return np.asarray(Int8(host(self.weight.values), host(self.weight.scale)))
+        return host(self.weight)
+
+
+def inner(weight: Any) -> Any:
+    """The arrays of a weight themselves: what `Split` holds, or an `Int8`'s integers."""
+    if isinstance(weight, Split):
+        weight = weight.weight
+    return weight.values if isinstance(weight, Int8) else weight
+
+
+def matmul(x: jax.Array, weight: Any) -> jax.Array:
+    """x (..., K) float32 times weight (N, K) → (..., N) float32; an array of any float dtype, `Int8`, or a `Split`."""
+    if isinstance(weight, Split):
+        return weight.product(x)
+    return _int8_matmul(x, weight) if isinstance(weight, Int8) else _matmul(x, weight)
+
+
+def _int8_matmul(x: jax.Array, weight: Int8) -> jax.Array:
+    """Integers times integers, x brought to 8 bits row by row, so that no row depends on another.
+
+    The sum of the products is exact: a result is the same in every batch. A single row is sent twice: XLA's fast CPU
+    kernels begin at two.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    largest = jnp.max(jnp.abs(flat), axis=-1, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1) / 127
+    rounded = jnp.rint(flat / scale).astype(jnp.int8)
+    single = len(rounded) == 1
+    if single:
+        rounded = jnp.broadcast_to(rounded, (2, rounded.shape[1]))
+    sums = lax.dot_general(rounded, weight.values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+    y = (sums[:1] if single else sums).astype(jnp.float32) * scale * weight.scale
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
 @jax.custom_vjp
-def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
+def _matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x (..., K) float32 times weight (N, K) of any float dtype → (..., N) float32.
 
     float32 weights use full precision everywhere (no TF32 on GPUs, no bfloat16 passes on TPUs). Lower weights cast x
@@ -90,7 +236,7 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def dot(a: jax.Array, b: jax.Array, dimension_numbers: lax.DotDimensionNumbers) -> jax.Array:
-    """`lax.dot_general` in the dtype of `b`, to float32; with `matmul`'s precision, and JAX's own gradient."""
+    """`lax.dot_general` in the dtype of `b`, to float32; with `_matmul`'s precision, and JAX's own gradient."""
     precision = lax.Precision.HIGHEST if b.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(
         a.astype(b.dtype), b, dimension_numbers, precision=precision, preferred_element_type=jnp.float32
@@ -98,7 +244,7 @@ def dot(a: jax.Array, b: jax.Array, dimension_numbers: lax.DotDimensionNumbers) 
 
 
 def _matmul_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return matmul(x, weight), (x.astype(weight.dtype), weight)
+    return _matmul(x, weight), (x.astype(weight.dtype), weight)
 
 
 def _matmul_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -109,7 +255,7 @@ def _matmul_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> 
     return dx.reshape(x.shape), dw.astype(weight.dtype)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Linear(nnx.Module):

@@ -9,8 +9,10 @@ filters (top-k or top-p) is static, so that plain sampling never sorts.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import secrets
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -146,9 +148,10 @@ def draw(logits: jax.Array, noise: jax.Array, temperature: jax.Array) -> jax.Arr
 
 
 def gumbel(keys: jax.Array, steps: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Noise for each row: stage keys (B,), step numbers (B,) → (B, *shape) float32, the same whatever the batch."""
+    """Noise for each row: stage keys (B, 2), step numbers (B,) → (B, *shape) float32, the same whatever the batch."""
 
     def one(key: jax.Array, step: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(key, impl="threefry2x32")
         return jax.random.gumbel(jax.random.fold_in(key, step), shape, jnp.float32)
 
     return jax.vmap(one)(keys, steps)
@@ -166,23 +169,43 @@ def check_seed(seed: object) -> int:
     return int(seed)
 
 
-def stage_keys(seeds: Sequence[int], stage: str, *, segment: int = 0, attempt: int = 0) -> jax.Array:
-    """The key of each row: request → segment → attempt → stage (the step is folded in by `gumbel`).
+def segment_seed(seed: int, segment: int, attempt: int) -> int:
+    """The seed of one part of a text that is spoken in several calls: such a part alone, with this seed, is the same.
+
+    The first attempt of the first part has the text's own seed; all others are as good as drawn anew.
+    """
+    if segment == attempt == 0:
+        return seed
+    path = struct.pack("<QII", seed, segment, attempt)
+    return int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "little")
+
+
+_KEYS_AT_ONCE = 16
+
+
+def stage_keys(seeds: Sequence[int], stage: str) -> np.ndarray:
+    """The key of each request: its seed → stage (the step is folded in by `gumbel`).
 
     Both halves of the 64-bit seed count: without x64, `jax.random.key` would see only the lower one.
+
+    Returns:
+      (len(seeds), 2) uint32, the data of threefry2x32 keys.
     """
-    low = np.array([seed & 0xFFFFFFFF for seed in seeds], np.uint32)
-    high = np.array([seed >> 32 for seed in seeds], np.uint32)
-    path = np.array([segment, attempt, STAGES.index(stage)], np.uint32)
-    return _stage_keys(low, high, path)
+    number = np.uint32(STAGES.index(stage))
+    out = [np.zeros((0, 2), np.uint32)]
+    for start in range(0, len(seeds), _KEYS_AT_ONCE):  # always as many at once: one program for any number of seeds
+        part = [*seeds[start : start + _KEYS_AT_ONCE]]
+        padded = part + [0] * (_KEYS_AT_ONCE - len(part))
+        low = np.array([seed & 0xFFFFFFFF for seed in padded], np.uint32)
+        high = np.array([seed >> 32 for seed in padded], np.uint32)
+        out.append(np.asarray(_stage_keys(low, high, number))[: len(part)])
+    return np.concatenate(out)
 
 
 @partial(jax.jit)
-def _stage_keys(low: jax.Array, high: jax.Array, path: jax.Array) -> jax.Array:
+def _stage_keys(low: jax.Array, high: jax.Array, stage: jax.Array) -> jax.Array:
     def one(low: jax.Array, high: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(low, impl="threefry2x32"), high)
-        for i in range(path.shape[0]):
-            key = jax.random.fold_in(key, path[i])
-        return key
+        return jax.random.key_data(jax.random.fold_in(key, stage))
 
     return jax.vmap(one)(low, high)

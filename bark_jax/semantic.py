@@ -6,7 +6,8 @@ files, or audio. As in every stage module: *prompt* (host), *state* (device), *s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,13 +18,19 @@ from jax import lax
 
 from bark_jax import sampling, tokens
 from bark_jax.config import SemanticConfig
-from bark_jax.flat import Weights
+from bark_jax.flat import Weights, beside, platform
 from bark_jax.gpt import CausalGPT, KVCache
+from bark_jax.rows import Rows, together
 from bark_jax.sampling import Draw, Sampling
 
 CHUNK = {"cpu": 8}
 """Tokens per dispatch, by platform. On CPUs a dispatch costs little and every token past the end costs a whole step."""
 CHUNK_ELSEWHERE = 32
+
+AHEAD = {"cpu": 0}
+"""Chunks dispatched before the last is looked at, by platform. An accelerator is kept busy by one; a CPU would only do
+more work."""
+AHEAD_ELSEWHERE = 1
 
 
 # --- prompt -----------------------------------------------------------------------------------------------------------
@@ -85,21 +92,43 @@ class Settings(NamedTuple):
         )
 
 
-@partial(jax.jit, static_argnames=("config", "dtype"))
-def start(weights: Weights, config: SemanticConfig, prompts: jax.Array, dtype: Any = jnp.float32) -> State:
-    """The state after the prompt: prompts (B, 2, text_length) int32; `dtype` is the cache's."""
-    network: CausalGPT = weights.module
-    rows = prompts.shape[0]
-    filled = network.prefill(network.embed(prompts[:, 0]) + network.embed(prompts[:, 1]))
-    grow = lambda x: jnp.pad(x.astype(dtype), ((0, 0), (0, config.max_tokens), (0, 0)))  # noqa: E731
+def empty(config: SemanticConfig, rows: int, dtype: Any = jnp.float32) -> State:
+    """The state of rows that nobody has; `dtype` is the cache's."""
     return State(
-        cache=jax.tree.map(grow, filled),
+        cache=KVCache.zeros(config.network, rows, config.text_length + config.max_tokens, dtype),
         token=jnp.full((rows,), config.infer_token, jnp.int32),
         length=jnp.zeros((rows,), jnp.int32),
-        done=jnp.zeros((rows,), bool),
+        done=jnp.ones((rows,), bool),
         ended=jnp.zeros((rows,), bool),
         step=jnp.zeros((), jnp.int32),
     )
+
+
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
+def insert(
+    weights: Weights, config: SemanticConfig, state: State, prompts: jax.Array, rows: jax.Array, chosen: jax.Array
+) -> State:
+    """Let requests begin: prompts (G, 2, text_length) int32 in the rows (G,) int32; those not `chosen` (G,) bool only
+    fill up what is computed at once.
+    """
+    network: CausalGPT = weights.module
+    filled = network.prefill(network.embed(prompts[:, 0]) + network.embed(prompts[:, 1]))
+    at = jnp.where(chosen, rows, len(state.token))  # what is not chosen is written nowhere
+    return State(
+        cache=state.cache.put(filled, rows, chosen),
+        token=state.token.at[at].set(config.infer_token, mode="drop"),
+        length=state.length.at[at].set(0, mode="drop"),
+        done=state.done.at[at].set(False, mode="drop"),
+        ended=state.ended.at[at].set(False, mode="drop"),
+        step=state.step,
+    )
+
+
+@partial(jax.jit, static_argnames=("config",))
+def take(config: SemanticConfig, state: State, rows: jax.Array) -> State:
+    """The state of the given rows alone: (R,) int32."""
+    per_row = (x[rows] for x in (state.token, state.length, state.done, state.ended))
+    return State(state.cache.take(rows, config.network.n_head), *per_row, step=state.step)
 
 
 # --- step -------------------------------------------------------------------------------------------------------------
@@ -175,48 +204,113 @@ def advance(
     return state, ids.T, (state.length + 0, state.done | False, state.ended | False)
 
 
+class Said(NamedTuple):
+    """What one prompt has said since it was heard of last."""
+
+    prompt: int
+    """Its number."""
+    tokens: np.ndarray
+    """(n,) int32 semantic ids, n from 0."""
+    done: bool
+    """Nothing follows."""
+    ended: bool
+    """Nothing follows because speech ended by itself."""
+
+
+def run(
+    weights: Weights,
+    config: SemanticConfig,
+    prompts: np.ndarray,
+    settings: Sequence[Sampling],
+    keys: np.ndarray,
+    *,
+    rows: int | None = None,
+    narrows: bool = False,
+    networks: Callable[[Sequence[int | None]], Weights] | None = None,
+    cache_dtype: Any = jnp.float32,
+) -> Iterator[list[Said]]:
+    """As `generate`, telling what was said after every dispatch; closing it computes nothing more."""
+    n = len(prompts)
+    batch = Rows(range(n), rows or n, narrows=narrows)
+    device = platform(weights.leaves[0])
+    at_once = together(len(batch), device)
+    steps = CHUNK.get(device, CHUNK_ELSEWHERE)
+    ahead = AHEAD.get(device, AHEAD_ELSEWHERE)
+    networks = networks or (lambda owners: weights)
+    filtered = any(how.filters for how in settings)
+
+    state = beside(weights.leaves[0], empty(config, len(batch), cache_dtype))
+
+    def of(batch: Rows) -> tuple[Weights, Settings, jax.Array]:
+        """What `advance` needs for the batch as it is now."""
+        now = batch.requests
+        return networks(batch.owners), Settings.of(config, [settings[i] for i in now]), jnp.asarray(keys[now])
+
+    lengths, finished = [0] * n, [False] * n
+    pending: deque[tuple[list[int | None], jax.Array, tuple[jax.Array, jax.Array, jax.Array]]] = deque()
+    network, how, key = of(batch)
+    while not all(finished):
+        kept, given = batch.narrow(), batch.admit()
+        if kept is not None:
+            state = take(config, state, np.array(kept, np.int32))
+        for part in batch.passes(given, at_once):
+            state = insert(networks(part.owners), config, state, prompts[part.requests], part.rows, part.chosen)
+        if kept is not None or given:
+            network, how, key = of(batch)
+        if batch.owned:
+            state, ids, status = advance(network, config, state, how, key, n=steps, filtered=filtered)
+            pending.append((list(batch.owners), ids, status))
+        if len(pending) <= ahead and batch.owned:
+            continue
+        owners, ids, status = pending.popleft()
+        drawn, (length, done, stop) = np.asarray(ids), map(np.asarray, status)
+        news = []
+        for row, owner in enumerate(owners):
+            if owner is None or finished[owner]:
+                continue
+            new = drawn[row, : length[row] - lengths[owner]]
+            lengths[owner] = int(length[row])
+            if done[row]:
+                finished[owner] = True
+                batch.release(owner)
+            news.append(Said(owner, new, bool(done[row]), bool(done[row] and stop[row])))
+        yield news
+
+
 def generate(
     weights: Weights,
     config: SemanticConfig,
     prompts: np.ndarray,
-    rows: Sequence[Sampling],
-    keys: jax.Array,
+    settings: Sequence[Sampling],
+    keys: np.ndarray,
     *,
-    cache_dtype: Any = jnp.float32,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> tuple[list[np.ndarray], list[bool]]:
-    """Speak a batch of prompts.
+    """Speak any number of prompts, in a batch whose rows go to the next one when theirs has ended.
 
     Args:
-      prompts: (B, 2, text_length) int32, see `prompt`.
-      rows: B settings.
-      keys: (B,) stage keys, see `sampling.stage_keys`.
-      progress: called with (tokens so far, most tokens) of the longest row.
+      weights: of the network.
+      prompts: (N, 2, text_length) int32, N ≥ 1, see `prompt`.
+      settings: N of them.
+      keys: (N, 2) uint32, see `sampling.stage_keys`.
+      progress: called with (tokens so far, most tokens) of all prompts. One that has ended counts as its most.
+      options: of `run`. rows: of the batch; None: N. narrows: whether the batch may become narrower at the end, see
+        `Rows`. networks: the network for a batch whose rows have these requests, where rows differ; None: `weights`
+        for all. cache_dtype: of keys and values.
 
     Returns:
-      Per row the semantic ids (n,) int32, n from 0, and whether speech ended by itself.
+      Per prompt the semantic ids (n,) int32, n from 0, and whether speech ended by itself.
     """
-    settings = Settings.of(config, rows)
-    filtered = any(row.filters for row in rows)
-    on_cpu = weights.leaves[0].devices().pop().platform == "cpu"
-    n = CHUNK["cpu"] if on_cpu else CHUNK_ELSEWHERE
-    # An accelerator is kept busy by dispatching a chunk before looking at the last; a CPU would only do more work.
-    ahead = 0 if on_cpu else 1
-
-    state = start(weights, config, jnp.asarray(prompts), cache_dtype)
-    limit = int(np.max(settings.limit))
-    chunks: list[tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]] = []
-    for i in range(-(-limit // n)):
-        state, ids, status = advance(weights, config, state, settings, keys, n=n, filtered=filtered)
-        chunks.append((ids, status))
-        if i >= ahead:
-            length, done, _ = map(np.asarray, chunks[i - ahead][1])
-            if progress:
-                progress(int(length.max()), limit)
-            if done.all():
-                break
-    lengths, _, ended = map(np.asarray, chunks[-1][1])
-    if progress:
-        progress(limit, limit)
-    ids = np.concatenate([np.asarray(chunk) for chunk, _ in chunks], axis=1)
-    return [row[:length] for row, length in zip(ids, lengths, strict=True)], [bool(e) for e in ended]
+    limits = [tokens.semantic_limit(config, how.max_duration_s) for how in settings]
+    said: list[list[np.ndarray]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    so_far = [0] * len(prompts)
+    for news in run(weights, config, prompts, settings, keys, **options):
+        for new in news:
+            said[new.prompt].append(new.tokens)
+            so_far[new.prompt] = limits[new.prompt] if new.done else so_far[new.prompt] + len(new.tokens)
+            ended[new.prompt] = new.ended
+        if progress:
+            progress(sum(so_far), sum(limits))
+    return [np.concatenate(pieces) for pieces in said], ended

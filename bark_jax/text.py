@@ -132,6 +132,21 @@ def count_tokens(tokenizer: Tokenizer, text: str) -> int:
     return len(_encode(tokenizer, _clean(text)))
 
 
+def unknown(tokenizer: Tokenizer, text: str) -> list[str]:
+    """What of a text the tokenizer has no ids for, each once, in order.
+
+    Raises:
+      TextError: as `count_tokens`.
+    """
+    token = getattr(tokenizer.model, "unk_token", None)
+    if token is None:
+        return []
+    clean = _clean(text)
+    encoding, id_ = _encode(tokenizer, clean), tokenizer.token_to_id(token)
+    found = [clean[start:end] for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True) if i == id_]
+    return list(dict.fromkeys(found))
+
+
 def encode(tokenizer: Tokenizer, config: SemanticConfig, text: str) -> np.ndarray:
     r"""The text row of the semantic prompt.
 
@@ -163,8 +178,8 @@ def encode(tokenizer: Tokenizer, config: SemanticConfig, text: str) -> np.ndarra
         start = clean.rfind(" ", 0, cut + 1) + 1  # show the whole word that the limit falls in
         raise TextError(
             f"The text has {len(ids)} tokens, {len(ids) - config.text_length} more than the limit of "
-            f"{config.text_length}; what does not fit starts at {_excerpt(clean[max(start, cut - 40) :])!r}. Split "
-            "the text into sentences and generate them one by one"
+            f"{config.text_length}; what does not fit starts at {_excerpt(clean[max(start, cut - 40) :])!r}. Use "
+            "shorter texts, or generate with split=True"
         )
     if ids.max() >= config.text_vocab_size:
         token = tokenizer.id_to_token(int(ids.max()))
@@ -182,7 +197,8 @@ def one_spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _clean(text: str) -> str:
+def check(text: str) -> None:
+    """Raises `TextError` unless `text` is a str without lone surrogates."""
     if not isinstance(text, str):
         raise TextError(f"The text is a {type(text).__name__}: it must be a str (for several texts, a list of str)")
     surrogate = re.search("[\ud800-\udfff]", text)
@@ -191,6 +207,10 @@ def _clean(text: str) -> str:
             f"The text has a lone surrogate U+{ord(surrogate[0]):04X} at position {surrogate.start()}: half of a "
             "character, as left by a wrong decoding. Decode the source as UTF-8, or remove it"
         )
+
+
+def _clean(text: str) -> str:
+    check(text)
     return one_spaced(text)
 
 

@@ -6,6 +6,7 @@ to the bit, because one token more or less shifts every later window: the order 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -29,11 +30,20 @@ def n_frames(config: CoarseConfig, n_semantic: int) -> int:
     return n_coarse_tokens(config, n_semantic) // config.n_codebooks
 
 
+def aligned(config: CoarseConfig, semantic: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Semantic ids (n,) and codes (Q, F) of one clip, cut at their ends so that F is `n_frames` of n."""
+    n = len(semantic)
+    while n_frames(config, n) > codes.shape[1]:
+        n -= 1
+    return semantic[:n], codes[:, : n_frames(config, n)]
+
+
 def max_semantic_history(config: CoarseConfig, max_history: int) -> int:
     """Past semantic tokens a coarse window sees when it sees at most `max_history` coarse tokens (630 → 209)."""
     return math.floor(max_history / coarse_ratio(config))
 
 
+@functools.lru_cache  # asked again for all rows of a batch whenever one of them changes hands
 def semantic_limit(config: SemanticConfig, max_duration_s: float | None) -> int:
     """Most semantic tokens of a call that may last `max_duration_s` seconds (None: the model's limit, 768).
 

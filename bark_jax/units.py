@@ -1,8 +1,9 @@
 """Audio → semantic units: the ids that the text stage writes, taken from speech instead.
 
-``units.safetensors`` of a checkpoint folder holds the network and says of which kind it is. "logmel" is bark-nano's: a
-log mel spectrogram goes through residual convolutions, and each frame takes its likeliest unit. It sees a second of
-audio to both sides, so a clip is read as a whole, and rows of a batch do not touch each other.
+``units.safetensors`` of a checkpoint folder holds the network and says of which kind it is. "hubert" is for Bark
+itself, see `bark_jax.hubert`. "logmel" is bark-nano's: a log mel spectrogram goes through residual convolutions, and
+each frame takes its likeliest unit. It sees a second of audio to both sides, so a clip is read as a whole, and rows of
+a batch do not touch each other.
 
 Shapes use: B rows, N samples, T frames of `UnitsConfig.rate_hz`, C channels, U units.
 """
@@ -10,7 +11,6 @@ Shapes use: B rows, N samples, T frames of `UnitsConfig.rate_hz`, C channels, U 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ import safetensors
 from flax import nnx
 from jax import lax
 
+from bark_jax import hubert
 from bark_jax.config import BarkConfig
 from bark_jax.files import replacing
 from bark_jax.gpt import LayerNorm
@@ -134,29 +135,35 @@ class LogMelUnits(nnx.Module):
         return (log_mel(audio, config.window, half, config.n_mels, config.sample_rate) + 5) / 3
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _likeliest(tree: Any, leaves: list[jax.Array], audio: jax.Array, frames: jax.Array) -> jax.Array:
-    return jnp.argmax(jax.tree.unflatten(tree, leaves)(audio, frames), axis=-1).astype(jnp.int32)
+Network = LogMelUnits | hubert.Hubert
+"""What takes units from audio."""
+
+_KINDS: dict[str, tuple[Any, Any]] = {
+    "logmel": (UnitsConfig, LogMelUnits),
+    "hubert": (hubert.HubertConfig, hubert.Hubert),
+}
 
 
-def encode(network: LogMelUnits, audio: np.ndarray) -> np.ndarray:
-    """Units of a clip.
+def encode(network: Network, audio: np.ndarray) -> np.ndarray:
+    """Units of a clip, by a network of any kind.
 
     Args:
       audio: (N,) floating point, mono, -1 to 1, at the config's rate; at least one frame.
 
     Returns:
-      (floor(N / hop),) int32.
+      (floor(N / hop),) int32; of the kind "hubert" see `hubert.encode`.
 
     Raises:
       ValueError: audio of another shape or type, not finite, or shorter than a frame.
     """
-    config = network.config
     audio = np.asarray(audio)
     if audio.ndim != 1 or audio.dtype.kind != "f":
         raise ValueError(f"audio has shape {audio.shape} and dtype {audio.dtype}: it must be mono floating point, (N,)")
     if not np.isfinite(audio).all():
         raise ValueError("audio holds NaN or infinite samples: all must be finite")
+    if isinstance(network, hubert.Hubert):
+        return hubert.encode(network, audio)
+    config = network.config
     frames = len(audio) // config.hop
     if frames < 1:
         raise ValueError(f"audio has {len(audio)} samples: a unit takes {config.hop}")
@@ -164,29 +171,32 @@ def encode(network: LogMelUnits, audio: np.ndarray) -> np.ndarray:
     padded = np.zeros((1, math.ceil(frames / size) * size * config.hop), np.float32)
     padded[0, : frames * config.hop] = audio[: frames * config.hop]
     leaves, tree = jax.tree.flatten(network)
-    return np.asarray(_likeliest(tree, leaves, padded, np.array([frames], np.int32)))[0, :frames]
+    return np.asarray(hubert.likeliest(tree, leaves, padded, np.array([frames], np.int32)))[0, :frames]
 
 
-def save(path: str | Path, config: UnitsConfig, tensors: Mapping[str, Any]) -> None:
+def save(path: str | Path, config: UnitsConfig | hubert.HubertConfig, tensors: Mapping[str, Any]) -> None:
     """Write ``units.safetensors``, completely or not at all."""
-    metadata = {"format": FORMAT, "kind": "logmel", "config": json.dumps(dataclasses.asdict(config))}
+    kind = "hubert" if isinstance(config, hubert.HubertConfig) else "logmel"
+    metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(dataclasses.asdict(config))}
     arrays = {name: np.ascontiguousarray(np.asarray(tensor)) for name, tensor in tensors.items()}
     with replacing(Path(path)) as part:
         part.write_bytes(serialized(arrays, metadata))
 
 
-def check_fit(units: UnitsConfig, model: BarkConfig) -> None:
-    """Raises `CheckpointError` if the units are not those of a model's text stage."""
-    for name, ours, theirs in (
-        ("rate_hz", units.rate_hz, model.semantic.rate_hz),
-        ("sample_rate", units.sample_rate, model.codec.sample_rate),
-        ("n_units", units.n_units, model.semantic.vocab_size),
-    ):
-        if ours != theirs:
-            raise CheckpointError(f"units.safetensors has {name} {ours}: the model's is {theirs}")
+def check_fit(units: UnitsConfig | hubert.HubertConfig, model: BarkConfig) -> None:
+    """Raises `CheckpointError` if the units are not those of a model's text stage.
+
+    HuBERT makes 50 units a second but for the first; Bark counts 49.9.
+    """
+    if units.n_units != model.semantic.vocab_size:
+        wanted = model.semantic.vocab_size
+        raise CheckpointError(f"units.safetensors has n_units {units.n_units}: the model's is {wanted}")
+    rate, slack = model.semantic.rate_hz, 0.2 if isinstance(units, hubert.HubertConfig) else 0.0
+    if abs(units.rate_hz - rate) > slack:
+        raise CheckpointError(f"units.safetensors has rate_hz {units.rate_hz}: the model's is {rate}")
 
 
-def load(path: str | Path, *, device: Any = None) -> LogMelUnits:
+def load(path: str | Path, *, device: Any = None) -> Network:
     """Read ``units.safetensors`` to a `jax.Device`, None being JAX's default.
 
     Raises:
@@ -200,14 +210,16 @@ def load(path: str | Path, *, device: Any = None) -> LogMelUnits:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is no safetensors file, or a broken one: {error}") from None
-    if about.get("format") != FORMAT or about.get("kind") != "logmel":
+    if about.get("format") != FORMAT or about.get("kind") not in _KINDS:
         given = f"{str(about.get('format'))[:40]!r} and kind {str(about.get('kind'))[:40]!r}"
-        raise CheckpointError(f"{path} has format {given}: it must have {FORMAT!r} and 'logmel'")
+        raise CheckpointError(f"{path} has format {given}: it must have {FORMAT!r} and one of {', '.join(_KINDS)}")
+    sizes, made = _KINDS[about["kind"]]
     try:
-        config = UnitsConfig(**json.loads(about["config"]))
-    except (KeyError, TypeError, ValueError) as error:
+        tree = json.loads(about["config"])
+        config = sizes(**{name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} has a broken config: {error}") from None
-    module = nnx.eval_shape(lambda: LogMelUnits(config, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0)))
     wanted = {name: leaf.shape for name, leaf in names(module).items()}
     wrong = [name for name in wanted if name not in tensors or tensors[name].shape != wanted[name]]
     wrong += [name for name in tensors if name not in wanted]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import datetime
 import difflib
+import hashlib
 import io
 import json
 import math
@@ -43,7 +45,7 @@ _MAX_FILE_BYTES = 3 * MAX_ARRAY_BYTES + 65_536
 _MAX_HEADER_BYTES = 1_024  # numpy writes 118 for the arrays of a voice
 _MAX_JSON_BYTES = 4_000_000
 _MAX_SAFETENSORS_HEADER = 65_536
-_MAX_MODEL_LENGTH = 256
+_MAX_MODEL_LENGTH = _MAX_CONSENT_LENGTH = 256
 _ENDINGS = (".safetensors", ".npz", "_semantic_prompt.npy")
 _MAX_FILES = 10_000
 _FORMATS = "a Suno .npz, a .safetensors, or three Hugging Face files NAME_{semantic,coarse,fine}_prompt.npy"
@@ -78,11 +80,16 @@ class Voice:
     """(8, F) int32, 0 .. 1,023: all codebooks."""
     model: str = "suno"
     """Fingerprint of the token space (`BarkConfig.fingerprint`). A bare ``.npz`` is Suno's."""
+    consent: str | None = None
+    """Who agreed that their voice is used, as `agreed` writes it; None: nothing is on record. Two voices are equal
+    whatever stands here."""
 
     def __post_init__(self) -> None:
         for part in PARTS:
             object.__setattr__(self, part, _tokens(getattr(self, part), part))
         _check_model(self.model)
+        if self.consent is not None:
+            check_consent(self.consent)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Voice):
@@ -132,12 +139,13 @@ class Voice:
         """Write the voice; the ending chooses the format, and an existing file is replaced in one step.
 
         Args:
-          path: ``NAME.npz`` (Suno's keys; a voice of another model also gets a member ``model``), ``NAME.safetensors``,
-            or ``NAME.npy`` for Hugging Face's ``NAME_semantic_prompt.npy``, ``NAME_coarse_prompt.npy`` and
-            ``NAME_fine_prompt.npy`` (for Suno's token space only: these files have no place for another name).
+          path: ``NAME.npz`` (Suno's keys; a voice of another model also gets a member ``model``, one with a consent a
+            member ``consent``), ``NAME.safetensors``, or ``NAME.npy`` for Hugging Face's ``NAME_semantic_prompt.npy``,
+            ``NAME_coarse_prompt.npy`` and ``NAME_fine_prompt.npy`` (for Suno's token space only: these files have no
+            place for another name).
 
         Raises:
-          VoiceError: another ending, or ``.npy`` for a voice of another model.
+          VoiceError: another ending, or ``.npy`` for a voice of another model or with a consent.
           OSError: the file cannot be written; nothing is left half-written.
         """
         path = Path(path)
@@ -151,14 +159,19 @@ class Voice:
                     f"The voice is of model {self.model!r}, and .npy files always mean 'suno': save it as .npz or "
                     ".safetensors"
                 )
+            if self.consent is not None:
+                raise VoiceError(
+                    "The voice has a consent on record, for which .npy files have no place: save it as .npz or "
+                    ".safetensors"
+                )
             _write({file: _npy(getattr(self, part)) for part, file in _triple(path).items()})
         else:
             raise VoiceError(f"{path} ends in {path.suffix!r}: the endings of a voice are .npz, .safetensors and .npy")
 
     def _npz(self) -> bytes:
         members = {f"{part}_prompt": getattr(self, part) for part in PARTS}
-        if self.model != "suno":
-            members["model"] = np.frombuffer(self.model.encode("utf-8"), np.uint8)
+        texts = {"model": None if self.model == "suno" else self.model, "consent": self.consent}
+        members |= {key: np.frombuffer(text.encode("utf-8"), np.uint8) for key, text in texts.items() if text}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:  # not np.savez: it writes the time, so no two files are equal
             for name, array in members.items():
@@ -167,7 +180,8 @@ class Voice:
 
     def _safetensors(self) -> bytes:
         # By hand, because the library writes the metadata in random order, and equal voices should be equal bytes.
-        header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "model": self.model}}
+        about = {"format": FORMAT, "model": self.model} | ({"consent": self.consent} if self.consent else {})
+        header: dict[str, Any] = {"__metadata__": about}
         start = 0
         for part in PARTS:
             array = getattr(self, part)
@@ -195,7 +209,7 @@ class Voice:
         found: dict[str, Any] = {}
         for key, value in prompt.items():
             if key == "model":
-                model = _decode_model(value) if isinstance(value, np.ndarray) else value
+                model = _decode_text(value, "model") if isinstance(value, np.ndarray) else value
             elif key not in known:
                 raise VoiceError(f"The voice has an unknown key {key!r}: the keys are {_keys()} and model")
             elif known[key] in found:
@@ -246,6 +260,39 @@ class Voice:
                 f"The voice has {frames} coarse frames for {n} semantic tokens, {frames / n:.2f} each: they belong "
                 f"together only if it is {round(ratio, 1)} when rounded, about {round(n * ratio)} frames"
             )
+
+
+def check_consent(consent: Any) -> str:
+    """The text itself, if it says who agreed.
+
+    Raises:
+      VoiceError: not 1 to 256 printable characters.
+    """
+    if not isinstance(consent, str) or not consent.strip() or len(consent) > _MAX_CONSENT_LENGTH:
+        raise VoiceError(
+            f"The consent is {consent[:40] if isinstance(consent, str) else consent!r}: it must say who agreed that "
+            f"their voice is used, in 1 to {_MAX_CONSENT_LENGTH} characters"
+        )
+    if not consent.isprintable():
+        raise VoiceError(f"The consent is {consent[:40]!r}: it must be of printable characters")
+    return consent
+
+
+def agreed(who: str, source: str | Path) -> str:
+    """What is put on record of somebody's consent: ``WHO; 2026-11-26; sha256 0123456789abcdef``.
+
+    Args:
+      who: who agreed, and where that is written down; in your words.
+      source: the file of their voice, whose digest tells which recording was meant.
+
+    Raises:
+      VoiceError: `who` says nothing, or too much.
+      OSError: the file cannot be read.
+    """
+    check_consent(who)
+    with open(source, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return check_consent(f"{who.strip()}; {datetime.date.today().isoformat()}; sha256 {digest}")
 
 
 def as_voice(
@@ -502,7 +549,7 @@ def _from_npz(data: bytes, source: str) -> Voice:
         raise VoiceError(f"{source} is not a complete .npz archive")
     n_entries, directory = struct.unpack("<10xHI6x", end)
     expected = {f"{part}_prompt.npy": part for part in PARTS}
-    if n_entries > len(expected) + 1:
+    if n_entries > len(expected) + len(texts := ("model", "consent")):
         raise VoiceError(f"{source} has {n_entries:,} members: a voice has {_keys()}")
     if directory > 4_096 or data[-42:-38] == b"PK\6\7":
         raise VoiceError(f"{source} is not a plain .npz archive: its directory says {directory:,} bytes, or is zip64")
@@ -511,7 +558,7 @@ def _from_npz(data: bytes, source: str) -> Voice:
             members = archive.infolist()
             names = [member.orig_filename for member in members]  # filename ends at the first NUL
             for name in names:
-                if name not in expected and name != "model.npy":
+                if name not in expected and name.removesuffix(".npy") not in texts:
                     raise VoiceError(f"{source} has a member {name[:80]!r}: a voice has {_keys()}")
             if len(set(names)) != len(names):
                 raise VoiceError(f"{source} has a member twice: {', '.join(names)}")
@@ -523,26 +570,29 @@ def _from_npz(data: bytes, source: str) -> Voice:
         raise
     except Exception as error:  # BadZipFile, EOFError, zlib.error, ...: whatever the parser of hostile bytes may raise
         raise VoiceError(f"{source} is a broken .npz archive: {error or type(error).__name__}") from None
-    model = "suno"
-    if "model.npy" in arrays:
-        model = _decode_model(_array(arrays["model.npy"], 1, f"{source}: model"), f"{source}: the voice")
-    return _voice(source, model, {part: _from_npy(arrays[name], part, source) for name, part in expected.items()})
+    said = {
+        key: _decode_text(_array(arrays[f"{key}.npy"], 1, f"{source}: {key}"), key, f"{source}: the voice")
+        for key in texts
+        if f"{key}.npy" in arrays
+    }
+    parts = {part: _from_npy(arrays[name], part, source) for name, part in expected.items()}
+    return _voice(source, said.get("model", "suno"), parts, said.get("consent"))
 
 
-def _voice(source: str, model: Any, parts: dict[str, np.ndarray]) -> Voice:
+def _voice(source: str, model: Any, parts: dict[str, np.ndarray], consent: Any = None) -> Voice:
     try:
-        return Voice(**parts, model=model)
+        return Voice(**parts, model=model, consent=consent)
     except VoiceError as error:
         raise VoiceError(f"{source}: {error}") from None
 
 
-def _decode_model(letters: np.ndarray, source: str = "The voice") -> str:
+def _decode_text(letters: np.ndarray, key: str, source: str = "The voice") -> str:
     if letters.dtype != np.uint8 or letters.ndim != 1 or letters.size > 4 * _MAX_MODEL_LENGTH:
-        raise VoiceError(f"{source}'s model is {letters.dtype} {letters.shape}: it must be UTF-8 text as uint8 (n,)")
+        raise VoiceError(f"{source}'s {key} is {letters.dtype} {letters.shape}: it must be UTF-8 text as uint8 (n,)")
     try:
         return letters.tobytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise VoiceError(f"{source}'s model is not UTF-8 text: {error}") from None
+        raise VoiceError(f"{source}'s {key} is not UTF-8 text: {error}") from None
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: str) -> bytes:
@@ -632,7 +682,7 @@ def _from_safetensors(data: bytes, source: str) -> Voice:
             raise VoiceError(f"{source}: {part} has {len(array['data']):,} bytes: the limit is {MAX_ARRAY_BYTES:,}")
         dtype = np.dtype(f"<{array['dtype'][0].lower()}{int(array['dtype'][1:]) // 8}")
         parts[part] = np.frombuffer(array["data"], dtype).reshape(array["shape"])
-    return _voice(source, metadata.get("model"), parts)
+    return _voice(source, metadata.get("model"), parts, metadata.get("consent"))
 
 
 # Writing.

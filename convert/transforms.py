@@ -63,9 +63,9 @@ def _convolution(order: Shape) -> Callable[[Mapping[str, torch.Tensor]], torch.T
     return apply
 
 
-def fold_weight_norm(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """g · v / ‖v‖, the norm over all axes but the first: torch's own routine, so that the last bit is the same."""
-    return torch._weight_norm(v, g, 0)
+def fold_weight_norm(v: torch.Tensor, g: torch.Tensor, axis: int = 0) -> torch.Tensor:
+    """g · v / ‖v‖, the norm over all axes but one (the first or the last): torch's own routine, to the last bit."""
+    return torch._weight_norm(v, g, axis)
 
 
 def _add_shape(parts: Mapping[str, Shape]) -> Shape | str:

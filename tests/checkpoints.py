@@ -692,6 +692,67 @@ def hf_model(folder: Path) -> torch.nn.Module:
     return transformers.BarkModel.from_pretrained(folder).eval()
 
 
+class HuggingFace:
+    """The stages of transformers' Bark, greedy, with the generation settings of its folder; numpy in and out.
+
+    Args:
+      folder: of `write_hf`.
+      place, dtype: torch's device and the model's dtype.
+    """
+
+    def __init__(self, folder: Path, place: str = "cpu", dtype: torch.dtype = torch.float32):
+        from transformers.models.bark import generation_configuration_bark as configs
+
+        self.torch: Any = hf_model(folder).to(place, dtype)
+        self.place = place
+        settings = json.loads((folder / "generation_config.json").read_text("utf-8"))
+        self.semantic_settings = configs.BarkSemanticGenerationConfig(**settings["semantic_config"])
+        self.coarse_settings = configs.BarkCoarseGenerationConfig(**settings["coarse_acoustics_config"])
+        self.fine_settings = configs.BarkFineGenerationConfig(**settings["fine_acoustics_config"])
+
+    def semantic(self, inputs: Mapping[str, Any], **options: Any) -> np.ndarray:
+        """Semantic ids (n,), without the end of speech, of what transformers' processor gives."""
+        with torch.no_grad():
+            ids = self.torch.semantic.generate(
+                **inputs, semantic_generation_config=self.semantic_settings, do_sample=False, **options
+            )
+        ids = ids[0].cpu().numpy()
+        return ids[: int((ids == 10_000).argmax())] if (ids == 10_000).any() else ids
+
+    def coarse(self, words: np.ndarray, prompt: Any, **options: Any) -> np.ndarray:
+        """Coarse ids (2 · F,)."""
+        with torch.no_grad():
+            ids = self.torch.coarse_acoustics.generate(
+                self._ids(words),
+                history_prompt=prompt,
+                semantic_generation_config=self.semantic_settings,
+                coarse_generation_config=self.coarse_settings,
+                do_sample=False,
+                **options,
+            )
+        return ids[0].cpu().numpy()
+
+    def fine(self, ids: np.ndarray, prompt: Any, temperature: float | None = None) -> np.ndarray:
+        """Codes (8, F) of coarse ids; a temperature of None is argmax."""
+        codes = self.torch.fine_acoustics.generate(
+            self._ids(ids),
+            history_prompt=prompt,
+            semantic_generation_config=self.semantic_settings,
+            coarse_generation_config=self.coarse_settings,
+            fine_generation_config=self.fine_settings,
+            temperature=temperature,
+        )
+        return codes[0].cpu().numpy()
+
+    def audio(self, codes: np.ndarray) -> np.ndarray:
+        """Audio (320 · F,) float32 of codes (8, F)."""
+        with torch.no_grad():
+            return self.torch.codec_decode(self._ids(codes))[0].float().cpu().numpy()
+
+    def _ids(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64))[None].to(self.place)
+
+
 def write_hf_encodec(
     folder: Path, *, safetensors: bool = True, weight_norm: str = "new", seed: int = 0, **sizes: Any
 ) -> Path:

@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from bark_jax import bark, text, weights
+from bark_jax import bark, text, units, weights
 from bark_jax.config import (
     BarkConfig,
     CoarseConfig,
@@ -117,3 +118,17 @@ def voice(made: BarkConfig, n: int = 40, seed: int = 0) -> dict[str, np.ndarray]
 
 def zeros(shape: tuple[int, ...]) -> jax.Array:
     return jnp.zeros(shape, jnp.int32)
+
+
+def save_with_units(folder: Path) -> Path:
+    """A model whose semantic ids come 50 times a second, and that takes them from audio."""
+    made = config()
+    made = dataclasses.replace(
+        made,
+        semantic=dataclasses.replace(made.semantic, rate_hz=50.0),
+        coarse=dataclasses.replace(made.coarse, semantic_rate_hz=50.0),
+    )
+    save(folder, made)
+    sizes = units.UnitsConfig(width=16, n_blocks=3, n_mels=20, n_units=made.semantic.vocab_size)
+    units.save(folder / "units.safetensors", sizes, weights.names(units.LogMelUnits(sizes, rngs=nnx.Rngs(0))))
+    return folder

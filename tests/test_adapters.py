@@ -582,7 +582,8 @@ def same(a, b):  # type: ignore[no-untyped-def]
 
 
 def programs():  # type: ignore[no-untyped-def]
-    jitted = (semantic.start, semantic.advance, coarse.fill, coarse.extend, coarse.advance, fine.advance)
+    jitted = (semantic.insert, semantic.take, semantic.advance, coarse.insert, coarse.take, coarse.fill, coarse.extend)
+    jitted += (coarse.advance, fine.advance)
     return [f._cache_size() for f in (*jitted, sampling._stage_keys)]
 
 
@@ -681,10 +682,9 @@ class TestLoad:
             for i in range(2):
                 same(spoken[i], expected[i])
 
-    def test_bfloat16(self, folder):
-        low = bark_jax.load(
-            folder / "model", device="cpu", dtype="bfloat16", adapters={"a": folder / "coarse.safetensors"}
-        )
+    @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+    def test_low_weights(self, folder, dtype):
+        low = bark_jax.load(folder / "model", device="cpu", dtype=dtype, adapters={"a": folder / "coarse.safetensors"})
         words = np.arange(8)
         two, other = (low.semantic_to_coarse(words, seed=1, adapter=name) for name in ("a", None))
         assert two.shape == other.shape and not np.array_equal(two, other)

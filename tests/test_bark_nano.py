@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
+import optax
 import safetensors.numpy
 from flax import nnx
 
@@ -76,12 +78,16 @@ class TestSentences:
 
 class TestPlan:
     @pytest.fixture
-    def clips(self, tmp_path_factory: pytest.TempPathFactory) -> list[corpus.Clip]:
-        path = tmp_path_factory.mktemp("plan") / "t.tsv"
+    def transcripts(self, tmp_path: Path) -> Path:
+        path = tmp_path / "t.tsv"
         path.write_text(
             "\n".join(f"{i}\tThis is line {sentences.number(i)} of a long book" for i in range(900)), "utf-8"
         )
-        return corpus.plan(path, NAMES, bulk_hours=0.5, n_speakers=30, minutes=0.5)
+        return path
+
+    @pytest.fixture
+    def clips(self, transcripts: Path) -> list[corpus.Clip]:
+        return corpus.plan(transcripts, NAMES, bulk_hours=0.5, n_speakers=30, minutes=0.5)
 
     def test_held_out_is_held_out(self, clips: list[corpus.Clip]) -> None:
         heldout = [clip for clip in clips if clip.split == "heldout"]
@@ -106,6 +112,28 @@ class TestPlan:
             assert seconds <= planned <= seconds + 20
         assert {clip.split for clip in clips} == {"train", "validation", "heldout"}
 
+    def test_more_minutes_change_no_clip_that_was_there(
+        self, clips: list[corpus.Clip], transcripts: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("pyarrow")
+        from bark_jax.train import data
+
+        more = corpus.plan(transcripts, NAMES, bulk_hours=0.5, n_speakers=30, minutes=0.5, named_minutes=1.0)
+        before = {clip.id: clip for clip in clips}
+        assert before == {clip.id: clip for clip in more if clip.id in before}
+        new = [clip for clip in more if clip.id not in before]
+        named = {name for name in NAMES if name[0] in "ab"} - {*corpus.HELD_OUT, *corpus.UNUSABLE}
+        assert {clip.voice for clip in new} == named and {clip.teacher for clip in new} == {"kokoro"}
+        assert not {clip.text for clip in new} & {clip.text for clip in clips if clip.split == "heldout"}
+
+        kept = [clip for clip in clips if clip.split != "heldout"][:-1]  # one that whisper refused
+        data.write(
+            tmp_path / "rows.parquet", ({"id": clip.id, "split": "train", "semantic": np.arange(4)} for clip in kept)
+        )
+        left = {clip.id for clip in corpus.missing(more, tmp_path / "rows.parquet")}
+        heldout = {clip.id for clip in clips if clip.split == "heldout"}
+        assert left == {clip.id for clip in more} - heldout - {clip.id for clip in kept}
+
     def test_mixes(self) -> None:
         found = corpus.speakers(30, NAMES)
         assert found == corpus.speakers(30, NAMES)
@@ -119,7 +147,7 @@ class TestPlan:
 
     def test_half_written_lines_are_passed_over(self, tmp_path: Path) -> None:
         (tmp_path / "heard.jsonl").write_text('{"id": "a"}\n{"id": "b', "utf-8")
-        assert [row["id"] for row in corpus._rows(tmp_path / "heard.jsonl")] == ["a"]
+        assert [row["id"] for row in corpus.read_lines(tmp_path / "heard.jsonl")] == ["a"]
         with pytest.raises(FileNotFoundError, match="plan"):
             corpus.read_plan(tmp_path)
 
@@ -196,9 +224,37 @@ class TestCritic:
         def distance(x: jax.Array) -> jax.Array:
             return critic.content_distance(heard, x, a)
 
-        assert float(distance(a)) == 0 < float(distance(a + 0.01 * a[:, ::-1])) < float(distance(a[:, ::-1]))
+        nearly = float(distance(a + 0.01 * a[:, ::-1]))
+        # Not quite 0: the convolution of some CPUs adds the last positions of a batch in another order.
+        assert 0 <= float(distance(a)) < 1e-6 < 1e-3 < nearly < float(distance(a[:, ::-1]))
         gradient = np.asarray(jax.grad(distance)(a + 0.01 * a[:, ::-1]))
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+    @pytest.mark.parametrize("kind", critic.KINDS)
+    def test_critics_learn_what_a_copy_is(self, kind: str) -> None:
+        real = jnp.asarray(0.1 * speech_like(2, 2400))
+        copy = real + 0.05 * jax.random.normal(jax.random.key(0), real.shape)
+        critics = critic.Critics((256, 512), 8, kind=kind, rngs=nnx.Rngs(0))
+        module, params = nnx.eval_shape(lambda: critics), weights.names(critics)
+        rate = optax.adam(5e-3)
+
+        @jax.jit
+        def step(params: Any, state: Any) -> Any:
+            found, gradient = jax.value_and_grad(lambda x: critic.critic_loss(weights.fill(module, x), real, copy))(
+                params
+            )
+            updates, state = rate.update(gradient, state)
+            return optax.apply_updates(params, updates), state, found
+
+        state, losses = rate.init(params), []
+        for _ in range(60):
+            params, state, found = step(params, state)
+            losses.append(float(found))
+        assert losses[-1] < 0.4  # 0.5 is the least without telling them apart
+        trained = weights.fill(module, params)
+        marks, matching = map(float, critic.copy_losses(trained, real, copy))
+        same = list(map(float, critic.copy_losses(trained, real, real)))
+        assert marks > 1.1 * same[0] and matching > 0.01 and same[1] < 1e-6
 
 
 class TestFirstWeights:
@@ -332,6 +388,8 @@ class TestTrainer:
     def test_a_decoder_may_be_trained_alone(self) -> None:
         with pytest.raises(ValueError, match="trained is 'encoder': choose one of all, decoder"):
             train_codec.Trainer(dataclasses.replace(RUN, trained="encoder"), SMALL)
+        with pytest.raises(ValueError, match="critic_kind is 'mel': choose one of stft, frames"):
+            train_codec.Trainer(dataclasses.replace(RUN, critic_kind="mel"), SMALL)
         trainer = train_codec.Trainer(dataclasses.replace(RUN, trained="decoder", quantize_from=0, warmup=0), SMALL)
         state = trainer.start()
         before = trainer.exported(state)
@@ -487,6 +545,55 @@ class TestRows:
         assert len(one["semantic"]) >= len(audio) // 480 - 1
         np.testing.assert_array_equal(one["semantic"], networks.encode(network, audio)[: len(one["semantic"])])
 
+    def test_bulk_rows_have_text_and_units_alone(self, work: Path) -> None:
+        pq = pytest.importorskip("pyarrow.parquet")
+        clips = [dataclasses.replace(clip, teacher="hibari") for clip in corpus.read_plan(work)[:3]]
+        soundfile = pytest.importorskip("soundfile")
+        soundfile.write(corpus.audio_path(work, "v1/0"), np.zeros(12_000), 24_000)  # too short to be used
+        corpus.write_lines(work / "plan.jsonl", [clip.__dict__ for clip in clips])
+        rows.write_bulk(work)
+        (file,) = (work / "rows").glob("*.parquet")
+        found = pq.read_table(file).to_pylist()
+        assert [row["id"] for row in found] == ["v0/0", "v2/0"]  # refused by whisper or not
+        network = networks.load(work / "units" / "units.safetensors")
+        for row in found:
+            audio = listen.load(corpus.audio_path(work, row["id"]), SMALL.sample_rate)
+            np.testing.assert_array_equal(row["semantic"], networks.encode(network, audio))
+            assert row["fine"] is None and row["coarse"] is None and row["text"] == f"Line {row['id'][1]}."
+
+    def test_voices_at_other_paces(self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pq = pytest.importorskip("pyarrow.parquet")
+        monkeypatch.setattr(rows, "CLIPS_AT_ONCE", 3)
+        rows.write(work)
+        clips = [dataclasses.replace(clip, teacher="hibari") for clip in corpus.read_plan(work)[2:]]
+        corpus.write_lines(work / "plan.jsonl", [clip.__dict__ for clip in clips])
+        rows.write_shifted(work, work / "rows")
+        (file,) = (work / "shifted").glob("*.parquet")
+        found = {row["id"]: row for row in pq.read_table(file).to_pylist()}
+        slow, fast = rows.paces("v0")
+        assert rows.SLOWER[0] <= slow <= rows.SLOWER[1] < rows.FASTER[0] <= fast <= rows.FASTER[1]
+        names = {f"v0/0x{pace:.4f}": f"v0x{pace:.4f}" for pace in (slow, fast)}  # v1 is for validation
+        (bulk,) = set(found) - set(names)
+        assert bulk.startswith("v2/0x") and float(bulk[5:]) in rows.BULK_PACES
+        said = pq.read_table(work / "rows" / "said-00000.parquet").to_pylist()
+        (original,) = (row for row in said if row["id"] == "v0/0")
+        codec = Codec(SMALL, rngs=nnx.Rngs(0))
+        for name, voice in names.items():
+            row = found[name]
+            assert (row["voice"], row["split"], row["text"]) == (voice, "train", None)
+            audio = rows.at_pace(np.asarray(codecs.decode(codec, np.array(original["fine"]))), float(name[5:]))
+            n = len(row["semantic"]) * 3 // 2
+            np.testing.assert_array_equal(row["fine"], np.asarray(codecs.encode(codec, audio))[:, :n])
+            assert len(audio) == round(16 * 75 / float(name[5:]))  # 75 frames of this codec's
+        rows.write_shifted(work, work / "rows")  # nothing is left to do
+
+    def test_a_pace_moves_pitch_and_length(self) -> None:
+        tone = np.sin(2 * np.pi * 440 * np.arange(24_000) / 24_000).astype(np.float32)
+        fast = rows.at_pace(tone, 1.2)
+        assert len(fast) == 20_000
+        peak = np.abs(np.fft.rfft(fast)).argmax() * 24_000 / len(fast)
+        assert abs(peak - 528) < 3
+
     def test_it_goes_on_and_refuses_another_codec(self, work: Path) -> None:
         rows.write(work)
         (made,) = (work / "rows").glob("said-*.parquet")
@@ -614,7 +721,7 @@ def test_kept_rows_are_of_the_kept_codec_and_units() -> None:
         assert not {name for name in found["voice"] if name.startswith("heldout") or name in corpus.HELD_OUT}
         assert not ids & set(found["id"])
         ids |= set(found["id"])
-    assert len(ids) == 15_398
+    assert len(ids) == 15_398 + 10_657
 
 
 def test_recipe_needs_no_teacher_to_import() -> None:

@@ -78,8 +78,9 @@ class TestPeers:
 
         threads, multinomial = torch.get_num_threads(), torch.multinomial
         try:
+            small = {"n_filters": 4, "dimension": 16}
             result = peers.run(
-                (1, 2, 16), seconds=0.2, repeat=1, codec={"n_filters": 4, "dimension": 16}, log=lambda line: None
+                (1, 2, 16), seconds=0.2, best="int8", others=True, repeat=1, codec=small, log=lambda line: None
             )
         finally:
             torch.set_num_threads(threads)
@@ -91,14 +92,24 @@ class TestPeers:
             assert case["audio_difference"] < 1e-4
             assert case["compiled_while_timing"] == 0
             assert set(case["ratios"]) == {*peers.STAGES, "total"}
+            assert set(case["seconds"]) == {"ours", "suno", "best", "best_b8", "hf_f32", "hf_bf16"}
+            others = case["same_tokens_of_others"]
+            assert set(others["hf_f32"].values()) == {1.0} and others["best"] == others["best_b8"]
+            assert case["rtf"]["best_b8"] == pytest.approx(case["seconds"]["best_b8"]["total"] / 8 / 0.2, rel=1e-3)
         ours, suno = (result["seconds"][side]["total"] for side in ("ours", "suno"))
         assert result["ratios"]["total"] == pytest.approx(ours / suno, rel=1e-3)
-        assert result["ratios"]["f32_b1_vs_suno"] == pytest.approx(suno / ours, rel=1e-3)
+        worst = min(
+            case["seconds"]["suno"]["total"] / case["seconds"]["ours"]["total"] for case in result["cases"].values()
+        )
+        assert result["ratios"]["f32_b1_vs_suno"] == pytest.approx(worst, rel=1e-3)
+        assert {"best_b1_vs_suno", "best_b1_vs_hf_bf16", "best_b8_vs_suno"} < set(result["ratios"])
+        assert result["ratios"]["semantic_floor_fraction"] == pytest.approx(result["semantic_floor"]["fraction"])
         assert result["compile_seconds"]["semantic"] > 0
         assert result["config"]["size"] == [1, 2, 16]
         assert json.loads(json.dumps(result, allow_nan=False)) == result
         text = peers.report(result)
         assert text.count("tokens equal: yes") == 2 and all(stage in text for stage in peers.STAGES)
+        assert text.count("tokens of best_b8 as Suno's") == 2 and "semantic step, best weights" in text
 
     def test_the_command_refuses_what_it_cannot_do(self, capsys):
         from benchmarks import peers

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +89,101 @@ class TestSay:
         assert done.output.count("\n") == 1
 
 
+def half(samples: np.ndarray, rate: int) -> np.ndarray:
+    """A watermark that anyone can hear."""
+    assert rate == 24_000
+    return samples * np.float32(0.5)
+
+
+def broken(samples: np.ndarray, rate: int) -> np.ndarray:
+    return samples[1:]
+
+
+class TestOrigin:
+    """`--about` and `--mark`."""
+
+    def test_what_is_said_of_a_file_makes_it_again(self, folder, call, tmp_path):
+        assert call(*say(folder, "-q", "--float", "--about", "-v", "v2/en_speaker_6", "Hello")).exit_code == 0
+        assert files(tmp_path) == ["speech.wav", "speech.wav.json"]
+        about = json.loads((tmp_path / "speech.wav.json").read_text("utf-8"))
+        bark = bark_jax.load(folder)
+        assert about["weights"] == bark.digest() and about["synthetic"] is True and about["mark"] is None
+        assert about["text_sha256"] == hashlib.sha256(b"Hello").hexdigest() and "Hello" not in str(about)
+        settings = bark_jax.Sampling(**about["sampling"])
+        again = bark.generate("Hello", voice=about["voice"], seed=about["seed"], sampling=settings)
+        assert len(again.audio) == about["samples"] and again.ended == about["ended"]
+        np.testing.assert_array_equal(audio.read(tmp_path / "speech.wav", about["sample_rate"]), again.audio)
+
+    def test_voices_are_called_by_name_or_by_what_they_are(self, folder):
+        bark = bark_jax.load(folder)
+        speech = bark.generate("Hello", seed=1, sampling=bark_jax.Sampling(max_duration_s=0.3))
+        one, other = suno_like.voice(1), suno_like.voice(2)
+        said = bark.about(speech, voice={"ann": one, "bob": "v2/en_speaker_6"})["voice"]
+        assert said["bob"] == "v2/en_speaker_6" and said["ann"] == bark.about(speech, voice=one)["voice"]
+        assert bark.about(speech, voice=one.to_dict())["voice"] == said["ann"]
+        assert said["ann"].startswith("sha256 ") and said["ann"] != bark.about(speech, voice=other)["voice"]
+
+    def test_a_mark_is_in_the_file(self, folder, call, tmp_path):
+        assert call(*say(folder, "-q", "--float", "-o", "plain.wav", "Hello")).exit_code == 0
+        done = call(*say(folder, "-q", "--float", "--about", "--mark", "test_cli:half", "Hello"))
+        assert done.exit_code == 0, done.output
+        plain, marked = (audio.read(tmp_path / name, 24_000) for name in ("plain.wav", "speech.wav"))
+        np.testing.assert_array_equal(marked, plain * np.float32(0.5))
+        assert json.loads((tmp_path / "speech.wav.json").read_text())["mark"] == "test_cli:half"
+
+    @pytest.mark.parametrize(
+        ("mark", "message"),
+        [
+            ("nothing", "it must be MODULE:FUNCTION"),
+            ("no_such_module:f", "it must be MODULE:FUNCTION"),
+            ("test_cli:files_", "it must be MODULE:FUNCTION"),
+            ("test_cli:SCRIPT", "cannot be called"),
+            ("test_cli:broken", "The mark gives an array of shape"),
+        ],
+    )
+    def test_wrong_marks(self, folder, call, tmp_path, mark, message):
+        done = call(*say(folder, "-q", "--mark", mark, "Hello"))
+        assert done.exit_code == 1 and message in done.output and files(tmp_path) == []
+
+    def test_streams_have_neither(self, folder, call):
+        for option in (["--about"], ["--mark", "test_cli:half"]):
+            done = call(*say(folder, "--stream", *option, "Hello"))
+            assert done.exit_code == 1 and "a stream has none" in done.output
+
+
+SCRIPT = "ann: Hello. [pause 0.2s] You!\nbob: Hi"
+
+
+class TestLong:
+    def test_a_script_with_timestamps(self, folder, call, tmp_path):
+        cast = {"ann": suno_like.NAMES[0], "bob": suno_like.NAMES[1]}
+        named = [part for name, voice in cast.items() for part in ("--cast", f"{name}={voice}")]
+        done = call(*say(folder, "--float", "--timestamps", "a.srt", "-q", *named, "-"), stdin=SCRIPT)
+        assert done.exit_code == 0, done.output
+        settings = bark_jax.Sampling(max_duration_s=0.3)
+        speech = bark_jax.load(folder).generate(SCRIPT, voice=cast, seed=7, sampling=settings)
+        np.testing.assert_array_equal(audio.read(tmp_path / "speech.wav", 24_000), speech.audio)
+        assert (tmp_path / "a.srt").read_text().count(" --> ") == len(speech.segments) == 3
+
+    def test_a_stream_is_raw_samples(self, folder, call, tmp_path):
+        done = call(*say(folder, "-q", "--stream", "Hello. [pause] You!"))
+        assert done.exit_code == 0, done.output
+        assert call(*say(folder, "-q", "Hello. [pause] You!")).exit_code == 0
+        samples = np.frombuffer(done.stdout_bytes, "<i2") / np.float32(32768)
+        np.testing.assert_array_equal(samples, audio.read(tmp_path / "speech.wav", 24_000))
+        assert files(tmp_path) == ["speech.wav"]
+
+    def test_a_book(self, folder, call, tmp_path):
+        (tmp_path / "book.txt").write_text("Hello. [pause] You!", "utf-8")
+        options = ["-m", folder, "--max-duration", 0.3, "--seed", 7]
+        done = call("read", *options, "-o", "book.wav", "--timestamps", "book.json", "book.txt")
+        assert done.exit_code == 0, done.output
+        assert "book.wav: 0.0 minutes of speech in 2 parts" in done.output
+        assert call(*say(folder, "-q", "Hello. [pause] You!")).exit_code == 0
+        assert (tmp_path / "book.wav").read_bytes() == (tmp_path / "speech.wav").read_bytes()
+        assert files(tmp_path) == ["book.json", "book.txt", "book.wav", "speech.wav"]
+
+
 class TestOthers:
     def test_voices(self, folder, call, tmp_path, monkeypatch):
         (tmp_path / "mine").mkdir()
@@ -100,6 +198,8 @@ class TestOthers:
         assert done.exit_code == 0
         for words in (bark_jax.__version__, "1 layers, 1 heads, width 16", "256 text tokens", "24000 Hz, 8 codebooks"):
             assert words in done.output
+        for words in (r"memory .* MB of weights in int8, .* offloaded", r"MB for each row of a batch"):
+            assert re.search(words, done.output)
 
     def test_version_and_help(self, call):
         assert call("--version").output.strip() == f"bark-jax, version {bark_jax.__version__}"
@@ -131,7 +231,14 @@ def test_usage_errors(call, tmp_path, case):
 ERRORS = {
     "text file": (["Hello", "-o", "a.txt"], "'a.txt': its ending must be one of .wav, .flac"),
     "text": ([""], "must hold at least one character"),
-    "long text": (["a " * 300], "300 tokens, 44 more than the limit of 256"),
+    "long text": (["--no-split", "a " * 300], "300 tokens, 44 more than the limit of 256"),
+    "latency": (["--latency", "low", "Hello"], "'low': it belongs to --stream"),
+    "stream timestamps": (["--stream", "--timestamps", "a.srt", "Hello"], "--stream and --timestamps"),
+    "timestamps": (["--timestamps", "a.txt", "Hello"], "'a.txt': its ending must be .srt or .json"),
+    "cast": (["--cast", "ANN", "ANN: Hello"], "The cast has 'ANN': it must be NAME=VOICE"),
+    "cast and voice": (["--cast", "ANN=a.npz", "-v", "b.npz", "ANN: Hello"], "There are a voice and a cast"),
+    "pause": (["--pause", "100", "Hello"], "pause_s is 100.0: it must be 0 to 60"),
+    "pause tag": (["Hello [pause x]"], "a pause is [pause], [pause 0.5s]"),
     "voice": (["-v", "v2/en_speaker_66", "Hello"], "There is no voice 'v2/en_speaker_66'"),
     "voice file": (["-v", "none.npz", "Hello"], "none.npz"),
     "voice path": (["-v", "../x", "Hello"], "is not the name of a voice"),
@@ -148,7 +255,7 @@ ERRORS = {
     "no ending": (["-o", "speech", "Hello"], "'speech': its ending must be one of"),
     "float flac": (["--float", "-o", "a.flac", "Hello"], "only .wav holds float"),
     "model": (["-m", "no/such/model", "Hello"], "There is no folder 'no/such/model'"),
-    "bundled": (["-m", "bark-nano", "Hello"], "'bark-nano', which is not bundled"),
+    "bundled": (["-m", "bark-nano", "Hello"], "'bark-nano', which is not in this installation"),
     "hub": (["-m", "suno/bark-none", "Hello"], "suno/bark-none is not in the cache"),
     "local only": (["--local-files-only", "-m", "suno/bark-none", "Hello"], "local_files_only is set"),
     "file": (["-m", str(__file__), "Hello"], "is a file: the model must be the folder"),

@@ -19,6 +19,8 @@ import bark_jax
 import models
 from bark_jax import coarse, codec, fine, sampling, semantic, tokens, weights
 from bark_jax.gpt import KVCache
+from bark_jax.linear import Int8
+from bark_jax.rows import TOGETHER
 from bark_jax.sampling import Sampling
 from bark_jax.voice import Voice
 
@@ -37,7 +39,7 @@ def a_voice(bark, n=40, seed=0):  # type: ignore[no-untyped-def]
 class TestCachedEqualsUncached:
     @pytest.mark.parametrize("prompt", [1, 7, 64])
     def test_steps_after_a_prefill_give_the_whole_pass(self, bark, prompt):  # type: ignore[no-untyped-def]
-        network = bark._weights["semantic"].module
+        network = bark._engine.weights["semantic"].module
         total, rows = 80, 3
         ids = jnp.asarray(np.random.default_rng(0).integers(0, 200, (rows, total)), jnp.int32)
         whole = network.logits(network.hidden(network.embed(ids)))
@@ -54,7 +56,7 @@ class TestCachedEqualsUncached:
             np.testing.assert_allclose(network.logits(hidden), whole[:, t], atol=1e-4)
 
     def test_later_tokens_never_change_earlier_ones(self, bark):  # type: ignore[no-untyped-def]
-        network = bark._weights["coarse"].module
+        network = bark._engine.weights["coarse"].module
         ids = np.random.default_rng(1).integers(0, 200, (1, 50))
         other = ids.copy()
         other[0, 30:] = 7
@@ -149,7 +151,7 @@ class TestRowEqualsRequestAlone:
             same(bark.generate(**request), wide.generate(**request), exact=False)
 
     def test_across_row_counts_logits_are_close(self, bark):  # type: ignore[no-untyped-def]
-        network = bark._weights["semantic"].module
+        network = bark._engine.weights["semantic"].module
         ids = jnp.asarray(np.random.default_rng(5).integers(0, 200, (8, 40)), jnp.int32)
         together = network.logits(network.hidden(network.embed(ids)))
         for row in range(8):
@@ -161,6 +163,62 @@ class TestRowEqualsRequestAlone:
         many = wide.generate([f"text {i}" for i in range(9)], seed=list(range(9)), sampling=how)
         assert len(many) == 9
         same(many[8], wide.generate("text 8", seed=8, sampling=how))
+
+    def test_bit_equal_in_a_row_that_others_had_before(self, wide):  # type: ignore[no-untyped-def]
+        requests = self.requests(wide)
+        requests += [{**requests[i], "seed": 100 + i, "text": requests[i]["text"] + " again"} for i in (3, 0, 5)]
+        texts, how = self.as_lists(requests)
+        many = wide.generate(texts, **how)
+        assert len({len(speech.semantic) for speech in many}) > 4  # rows became free at different times
+        for i in (0, 4, 5, 7, 8, 9, 10):
+            same(many[i], wide.generate(**requests[i]))
+
+    def test_bit_equal_with_a_chunk_ahead_as_on_accelerators(self, wide, monkeypatch):  # type: ignore[no-untyped-def]
+        requests = self.requests(wide)
+        texts, how = self.as_lists(requests)
+        expected = wide.text_to_semantic(texts, **how)
+        monkeypatch.setitem(semantic.AHEAD, "cpu", 1)
+        for a, b in zip(wide.text_to_semantic(texts, **how), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_passes_of_several_rows_give_the_same_tokens(self, wide, monkeypatch):  # type: ignore[no-untyped-def]
+        requests = self.requests(wide)
+        texts, how = self.as_lists(requests)
+        expected = wide.generate(texts, **how)
+        monkeypatch.setitem(TOGETHER, "cpu", 3)  # of 4 rows: the second pass is filled up
+        for a, b in zip(wide.generate(texts, **how), expected, strict=True):
+            same(a, b, exact=False)
+
+    def test_a_batch_that_becomes_narrower_gives_the_same_tokens(self, bark, monkeypatch):  # type: ignore[no-untyped-def]
+        taken: list[int] = []
+        for stage in (semantic, coarse):
+            take = stage.take
+            monkeypatch.setattr(
+                stage, "take", lambda c, s, rows, take=take: (taken.append(len(rows)), take(c, s, rows))[1]
+            )
+        requests = self.requests(bark)
+        for i, request in enumerate(requests):
+            request["sampling"] = request["sampling"].replace(max_duration_s=0.3 + 0.2 * i, allow_early_stop=False)
+        texts, how = self.as_lists(requests)
+        for speech, request in zip(bark.generate(texts, **how), requests, strict=True):
+            assert speech.rows == 8
+            same(speech, bark.generate(**request), exact=False)
+        assert taken == [2, 2]  # of 8 rows, in both stages
+
+    def test_rows_do_not_stand_idle_while_requests_wait(self, wide, monkeypatch):  # type: ignore[no-untyped-def]
+        chunks: list[int] = []
+        advance = semantic.advance
+        monkeypatch.setattr(semantic, "advance", lambda *a, **k: (chunks.append(k["n"]), advance(*a, **k))[1])
+        how = [Sampling(max_duration_s=d, allow_early_stop=False) for d in (4.0, 0.3, 0.3, 0.3) * 4]
+        lengths = [len(ids) for ids in wide.text_to_semantic(["hello"] * 16, seed=list(range(16)), sampling=how)]
+        best = sum(lengths) / 4
+        assert best <= sum(chunks) < 1.25 * best  # one batch after the other would take 4 times the longest
+        assert 4 * max(lengths) > 2.5 * best
+
+    @staticmethod
+    def as_lists(requests):  # type: ignore[no-untyped-def]
+        columns = {name: [request[name] for request in requests] for name in requests[0]}
+        return columns.pop("text"), columns
 
     def test_stages_one_by_one_give_the_whole(self, bark):  # type: ignore[no-untyped-def]
         for request in self.requests(bark)[:3]:
@@ -192,13 +250,10 @@ class TestSeeds:
         assert len({s.coarse.tobytes() for s in said}) == 4
 
     def test_stages_segments_and_attempts_have_their_own_keys(self):  # type: ignore[no-untyped-def]
-        keys = [
-            jax.random.key_data(sampling.stage_keys([3], stage, segment=s, attempt=a)).tobytes()
-            for stage in sampling.STAGES
-            for s in range(3)
-            for a in range(3)
-        ]
-        assert len(set(keys)) == 27
+        seeds = [sampling.segment_seed(seed, s, a) for seed in (3, 4) for s in range(3) for a in range(3)]
+        assert seeds[0] == 3 and all(0 <= seed < 2**64 for seed in seeds)
+        keys = [sampling.stage_keys([seed], stage).tobytes() for seed in seeds for stage in sampling.STAGES]
+        assert len(set(keys)) == 54
 
     def test_noise_does_not_depend_on_the_chunk(self, bark, monkeypatch):  # type: ignore[no-untyped-def]
         how = Sampling(max_duration_s=1.0)
@@ -213,7 +268,7 @@ class TestReloaded:
         models.save(tmp_path / "model", bark.config)
         again = bark_jax.load(tmp_path / "model", device="cpu")
         for name in weights.NETWORKS:
-            for a, b in zip(bark._weights[name].leaves, again._weights[name].leaves, strict=True):
+            for a, b in zip(bark._engine.weights[name].leaves, again._engine.weights[name].leaves, strict=True):
                 np.testing.assert_array_equal(a, b)
         how = Sampling(max_duration_s=0.5)
         same(again.generate("hello", seed=4, sampling=how), bark.generate("hello", seed=4, sampling=how))
@@ -222,13 +277,52 @@ class TestReloaded:
         models.save(tmp_path / "model", bark.config)
         low = bark_jax.load(tmp_path / "model", device="cpu", dtype="bfloat16")
         for name in weights.NETWORKS:
-            full = weights.names(bark._weights[name].module)
-            for tensor, leaf in weights.names(low._weights[name].module).items():
+            full = weights.names(bark._engine.weights[name].module)
+            for tensor, leaf in weights.names(low._engine.weights[name].module).items():
                 lowered = name != "codec" and leaf.ndim >= 2
                 assert leaf.dtype == (jnp.bfloat16 if lowered else jnp.float32), tensor
                 np.testing.assert_allclose(np.asarray(leaf, np.float32), full[tensor], rtol=2**-8 if lowered else 0)
         speech = low.generate("hello", seed=4, sampling=Sampling(max_duration_s=0.5, allow_early_stop=False))
         assert np.isfinite(speech.audio).all() and speech.duration > 0.3
+
+    def test_int8_rounds_what_is_multiplied_with(self, bark, tmp_path):  # type: ignore[no-untyped-def]
+        models.save(tmp_path / "model", bark.config)
+        low = bark_jax.load(tmp_path / "model", device="cpu", dtype="int8")
+        assert low.dtype == "int8" and low.parameters() == bark.parameters()
+        for name in weights.NETWORKS:
+            full = weights.names(bark._engine.weights[name].module)
+            for tensor, leaf in weights.names(low._engine.weights[name].module).items():
+                if name == "codec" or leaf.ndim < 2:
+                    assert leaf.dtype == jnp.float32
+                elif tensor in ("wte.weight", "wpe.weight"):
+                    assert leaf.dtype == jnp.bfloat16
+                else:
+                    assert isinstance(leaf, Int8)
+                    step = np.max(np.abs(full[tensor]), axis=-1, keepdims=True) / 127
+                    assert (np.abs(np.asarray(leaf) - full[tensor]) <= 0.51 * step).all()
+        how = Sampling(max_duration_s=0.5, allow_early_stop=False)
+        speech = low.generate("hello", seed=4, sampling=how)
+        assert np.isfinite(speech.audio).all() and speech.duration > 0.3
+        four = bark_jax.load(tmp_path / "model", device="cpu", dtype="int8", rows=4)
+        alone = four.generate("hello", seed=4, sampling=how)
+        same(four.generate(["another text", "hello"], seed=[9, 4], sampling=how)[1], alone)
+
+    def test_int8_networks_are_near_and_saved_as_they_are_used(self, bark, tmp_path):  # type: ignore[no-untyped-def]
+        models.save(tmp_path / "model", bark.config)
+        config, tokenizer, low = weights.read(tmp_path / "model", dtype="int8")
+        ids = jnp.asarray(np.random.default_rng(0).integers(0, 200, (2, 30)), jnp.int32)
+        for name in ("semantic", "coarse"):
+            full, rounded = (
+                np.asarray(network.logits(network.hidden(network.embed(ids))))
+                for network in (bark._engine.weights[name].module, low[name].module)
+            )
+            assert np.std(rounded - full) < 0.05 * np.std(full)
+            assert np.mean(rounded.argmax(-1) == full.argmax(-1)) > 0.8
+        weights.save(tmp_path / "again", config, tokenizer, low)
+        _, _, again = weights.read(tmp_path / "again", dtype="int8")
+        for name in weights.NETWORKS:
+            for a, b in zip(low[name].leaves, again[name].leaves, strict=True):
+                np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=1e-6)
 
     def test_a_voice_made_here_speaks_again(self, bark, tmp_path):  # type: ignore[no-untyped-def]
         how = Sampling(max_duration_s=1.0)
@@ -284,7 +378,8 @@ class TestEdges:
 
 def programs():  # type: ignore[no-untyped-def]
     """How many programs each jitted function of the pipeline has compiled."""
-    jitted = (semantic.start, semantic.advance, coarse.fill, coarse.extend, coarse.advance, fine.advance)
+    jitted = (semantic.insert, semantic.take, semantic.advance, coarse.insert, coarse.take, coarse.fill, coarse.extend)
+    jitted += (coarse.advance, fine.advance)
     return [f._cache_size() for f in (*jitted, codec._decode_chunk, sampling._stage_keys)]
 
 
@@ -323,12 +418,10 @@ def test_models_of_one_config_share_their_programs(bark):  # type: ignore[no-unt
 def test_no_copy_the_size_of_a_cache_in_the_compiled_steps(bark, rows, filtered):  # type: ignore[no-untyped-def]
     config = bark.config
     how, heads = [Sampling(max_coarse_history=120)] * rows, config.semantic.network.n_head
-    state = semantic.start(
-        bark._weights["semantic"], config.semantic, models.zeros((rows, 2, config.semantic.text_length))
-    )
+    state = semantic.empty(config.semantic, rows)
     keys = sampling.stage_keys([1] * rows, "semantic")
     step = semantic.advance.lower(
-        bark._weights["semantic"],
+        bark._engine.weights["semantic"],
         config.semantic,
         state,
         semantic.Settings.of(config.semantic, how),
@@ -338,12 +431,12 @@ def test_no_copy_the_size_of_a_cache_in_the_compiled_steps(bark, rows, filtered)
     )
     check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.semantic.network.n_layer)
 
-    state = coarse.start(config.coarse, [coarse.idle(config.coarse)] * rows, jnp.float32)
+    state = coarse.empty(config.coarse, rows)
     step = coarse.advance.lower(
-        bark._weights["coarse"],
+        bark._engine.weights["coarse"],
         config.coarse,
         state,
-        coarse.Settings.of(how, [coarse.idle(config.coarse)] * rows),
+        coarse.Settings.of(how, [coarse.prompt(config.coarse, np.zeros(9, np.int32), None, 120)] * rows),
         keys,
         filtered=filtered,
     )
@@ -403,7 +496,7 @@ assert bark_jax.load(sys.argv[1], device=second).device == second
 
 def test_two_writers_of_one_folder_leave_one_complete_folder(bark, tmp_path):  # type: ignore[no-untyped-def]
     def tensors(name):  # type: ignore[no-untyped-def]
-        return {key: np.asarray(leaf) for key, leaf in weights.names(bark._weights[name].module).items()}
+        return {key: np.asarray(leaf) for key, leaf in weights.names(bark._engine.weights[name].module).items()}
 
     first, second = (weights.Writer(tmp_path / "model", bark.config, models.tokenizer_json()) for _ in range(2))
     with pytest.raises(OSError), first:

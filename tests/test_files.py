@@ -33,8 +33,10 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path, name: str) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "later")
     with new_folder(tmp_path / name) as folder:
         (folder / "a").write_text("x")
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b").write_text("y")
         assert not (tmp_path / name / "a").exists()
-    assert (tmp_path / name / "a").read_text() == "x"
+    assert (tmp_path / name / "a").read_text() == "x" and (tmp_path / name / "inner" / "b").read_text() == "y"
     with pytest.raises(FileExistsError, match="is there already"), new_folder(tmp_path / name):
         pass
     assert not [path for path in os.listdir(tmp_path) if path.startswith(".")]

@@ -104,7 +104,9 @@ class TestReadme:
         ours = [command[1:] for command in commands if command[0] == "bark-jax"]
         assert len(ours) >= 4
         for name, *arguments in ours:
-            cli.main.commands[name].make_context(name, arguments)
+            # Under its group, as it is called: click remembers the names of a command's help option from its first use.
+            group = cli.main.make_context("bark-jax", [], resilient_parsing=True)
+            cli.main.commands[name].make_context(name, arguments, parent=group)
         converts = [command[3:] for command in commands if command[:3] == ["python", "-m", "convert"]]
         assert len(converts) >= 3
         for arguments in converts:
@@ -182,14 +184,19 @@ class TestMetadata:
 def test_imports_go_down_only() -> None:
     """What CONTRIBUTING.md draws: no module imports one above itself."""
     layers = [
-        {"attention", "config", "files", "flat", "linear", "spectra", "tokens"},
-        {"gpt", "codec", "sampling", "text", "audio"},
-        {"voice"},
-        {"semantic", "coarse", "fine", "hub", "speech", "progress"},
+        {"config", "files", "flat", "spectra", "tokens"},
+        {"attention", "linear"},
+        {"gpt", "codec", "sampling", "text", "audio", "clips", "judges"},
+        {"voice", "splitting"},
+        {"semantic", "coarse", "fine", "hub", "hubert", "speech", "progress"},
         {"weights"},
-        {"library", "adapters", "units"},
+        {"library", "adapters", "units", "compilation", "memory", "placement"},
+        {"requests"},
+        {"engine"},
+        {"parallel"},
+        {"streaming"},
         {"bark", "assemble"},
-        {"__init__", "train"},
+        {"__init__", "train", "reading", "evaluate", "synthesis"},
         {"cli", "suno", "__main__"},
     ]
     level = {name: i for i, names in enumerate(layers) for name in names}

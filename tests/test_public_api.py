@@ -16,11 +16,12 @@ import pytest
 
 import bark_jax
 import suno_like
-from bark_jax import Bark, Sampling, Segment, Speech, Voice, VoiceError, audio
+from bark_jax import Bark, Chunk, Sampling, Segment, Speech, Split, Voice, VoiceError, audio
 
 ROOT = Path(__file__).parents[1]
 SHORT = Sampling(max_duration_s=0.3)
 OPTIONS = "voice=None, seed=None, sampling=Sampling(), adapter=None, progress=None"
+SPLIT = OPTIONS.replace("progress", "split=True, progress")
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,9 @@ def speech(bark):
 class TestNames:
     def test_all(self):
         assert bark_jax.__all__ == [
-            "AdapterError", "Bark", "BarkConfig", "BarkWarning", "CheckpointError", "ConfigError", "HubError",
-            "Sampling", "SamplingError", "Segment", "Speech", "TextError", "Voice", "VoiceError", "generate", "load",
+            "AdapterError", "Bark", "BarkConfig", "BarkWarning", "CheckpointError", "Chunk", "ConfigError", "HubError",
+            "Sampling", "SamplingError", "Segment", "Speech", "Split", "SplitError", "TextError", "Voice", "VoiceError",
+            "generate", "load",
         ]  # fmt: skip
 
     @pytest.mark.parametrize(
@@ -50,12 +52,18 @@ class TestNames:
         [
             (
                 bark_jax.load,
-                "(model='bark-nano', *, dtype=None, device=None, rows=None, adapters=None, revision=None, "
-                "local_files_only=False, sizes=None)",
+                "(model='bark-nano', *, dtype=None, device=None, mesh=None, rows=None, adapters=None, offload=False, "
+                "revision=None, local_files_only=False, sizes=None)",
             ),
             (bark_jax.generate, "(text, *, model='bark-nano', **options)"),
             (Bark.load, "(model='bark-nano', **options)"),
-            (Bark.generate, f"(self, text, *, {OPTIONS})"),
+            (Bark.generate, f"(self, text, *, {SPLIT})"),
+            (Bark.stream, f"(self, text, *, {SPLIT}, latency='exact')"),
+            (Bark.astream, "(self, text, **options)"),
+            (Bark.clone, "(self, audio, sample_rate=None, *, consent=None)"),
+            (Bark.count_tokens, "(self, text)"),
+            (Bark.check, f"(self, text, *, {SPLIT.removesuffix(', progress=None')})"),
+            (Bark.digest, "(self)"),
             (Bark.text_to_semantic, f"(self, text, *, {OPTIONS})"),
             (Bark.semantic_to_coarse, f"(self, semantic, *, {OPTIONS})"),
             (Bark.coarse_to_fine, f"(self, coarse, *, {OPTIONS})"),
@@ -63,7 +71,8 @@ class TestNames:
             (Bark.encode, "(self, audio, sample_rate=None)"),
             (Bark.voices, "(self)"),
             (Bark.bases, "(self)"),
-            (Speech.save, "(self, path, *, subtype=None)"),
+            (Speech.save, "(self, path, *, subtype=None, about=None, mark=None)"),
+            (Bark.about, "(self, speech, *, voice=None, sampling=Sampling(), adapter=None)"),
             (Voice.load, "(path, name=None)"),
             (Voice.save, "(self, path)"),
             (Sampling.greedy, "()"),
@@ -95,17 +104,33 @@ class TestNames:
             greedy.top_k = 3  # type: ignore[misc]
 
     def test_fields(self):
-        assert [field.name for field in dataclasses.fields(Voice)] == ["semantic", "coarse", "fine", "model"]
+        assert [field.name for field in dataclasses.fields(Voice)] == ["semantic", "coarse", "fine", "model", "consent"]
         names = [field.name for field in dataclasses.fields(Speech)]
         assert names == [
             "audio", "sample_rate", "text", "seed", "ended", "rows", "semantic", "coarse", "fine", "model", "segments",
-            "timings",
+            "timings", "last",
         ]  # fmt: skip
         assert isinstance(inspect.getattr_static(Speech, "voice"), property)
-        assert [field.name for field in dataclasses.fields(Segment)] == ["text", "start", "end", "seed", "ended"]
+        assert [field.name for field in dataclasses.fields(Segment)] == [
+            "text", "start", "end", "seed", "ended", "attempts",
+        ]  # fmt: skip
+        assert [field.name for field in dataclasses.fields(Chunk)] == [
+            "audio", "sample_rate", "start", "segment", "text",
+        ]  # fmt: skip
+        assert {field.name: field.default for field in dataclasses.fields(Split)} == {
+            "voice": None, "max_duration_s": None, "retries": 2, "pause_s": 0.3, "trim": True, "language": None,
+        }  # fmt: skip
 
     def test_errors_are_of_the_two_kinds(self):
-        for name in ("AdapterError", "CheckpointError", "ConfigError", "SamplingError", "TextError", "VoiceError"):
+        for name in (
+            "AdapterError",
+            "CheckpointError",
+            "ConfigError",
+            "SamplingError",
+            "SplitError",
+            "TextError",
+            "VoiceError",
+        ):
             assert issubclass(getattr(bark_jax, name), ValueError)
         assert issubclass(bark_jax.HubError, OSError)
         assert issubclass(bark_jax.BarkWarning, UserWarning)

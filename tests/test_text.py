@@ -193,7 +193,7 @@ def test_over_the_limit_names_what_does_not_fit(bert):
         text.encode(bert, SUNO, words)
     message = str(error.value)
     first = re.search(r"starts at 'word(\d+) ", message)
-    assert f"has {n} tokens" in message and "256" in message and "Split" in message and first
+    assert f"has {n} tokens" in message and "256" in message and "split=True" in message and first
     fits = " ".join(f"word{k}" for k in range(int(first[1])))
     assert text.count_tokens(bert, fits) <= 256 < text.count_tokens(bert, f"{fits} word{first[1]}")
     text.encode(bert, SUNO, fits)

@@ -62,6 +62,8 @@ class Pair:
 
     def __init__(self, folder, length=None, **recipe):  # type: ignore[no-untyped-def]
         source = folder / "source"
+        if length == 768:  # the end is never the likeliest, whatever ids the vocabulary gives
+            recipe["eos_scale"] = 0.0
         write_suno(source, eos_at=length if length and length < 768 else None, **recipe)
         codec = write_encodec(source / "encodec_24khz-d7cc33bc.th", **CODEC)
         words = vocabulary(folder)

@@ -26,7 +26,15 @@ def test_toml_round_trip(tmp_path: Path) -> None:
         make(),
         make(lora=LoRA(rank=8, alpha=12, targets=("mlp.c_fc",), dropout=0), clip=math.inf, learning_rate=1e-7),
         make(stage="text", model=None, config=odd, tokenizer="t.json", freeze=("wte.*", odd), warmup=0, patience=3),
-        make(stage="fine", codebooks=(7, 2), data=("a", "b"), rehearsal=("c",), dtype="bfloat16", remat="block"),
+        make(
+            stage="fine",
+            codebooks=(7, 2),
+            data=("a", "b"),
+            rehearsal=("c",),
+            dtype="bfloat16",
+            remat="block",
+            optimizer="muon",
+        ),
     ]
     for config in configs:
         assert TrainConfig.from_toml(config.to_toml()) == config
@@ -85,8 +93,13 @@ def test_defaults_depend_on_what_is_trained() -> None:
         ({"codebooks": (2,)}, "codebooks is [2]: it belongs to stage fine"),
         ({"stage": "fine", "codebooks": (2, 2)}, "it must name codebooks, each once"),
         ({"stage": "fine", "coarse_loss": "window"}, "coarse_loss is 'window': it belongs to stage coarse"),
+        ({"stage": "coarse", "guidance": 11.0}, "guidance is 11.0: it must be 1 to 10"),
+        ({"stage": "text", "guidance": 3.0}, "guidance is 3.0: it needs to know what is likely without"),
+        ({"stage": "fine", "bare": 0.1}, "bare is 0.1: it belongs to stages text and coarse"),
         ({"lora": LoRA(), "freeze": ("wte.*",)}, "freeze is ['wte.*']: it is not for LoRA"),
         ({"lora": LoRA(), "model": None, "config": "c.json"}, "lora is given with config"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd': choose one of adamw, muon"),
+        ({"lora": LoRA(), "optimizer": "muon"}, "optimizer is 'muon': adapters are not orthogonalised"),
         ({"lora": 32}, "lora is 32: it must be a table of rank"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jax.experimental import io_callback
 import models
 from bark_jax import coarse, config, fine, sampling, semantic, tokens
 from bark_jax.gpt import KVCache
-from bark_jax.train import examples
+from bark_jax.train import examples, loss
 from bark_jax.train.examples import IGNORE, Row
 
 SIZE = (1, 1, 4)
@@ -93,7 +94,7 @@ def row(n: int, seed: int, made: config.BarkConfig = CONFIG) -> Row:
     return Row(f"row {seed}", "text", ids, "v", said, codes)
 
 
-def keys(n: int, stage: str) -> jax.Array:
+def keys(n: int, stage: str) -> np.ndarray:
     return sampling.stage_keys([0] * n, stage)
 
 
@@ -148,10 +149,11 @@ def test_coarse_is_fed_as_in_generation(n: int, most: int) -> None:
         for r, h in zip(rows, histories, strict=True)
     ]
     flat = [tokens.flatten_codes(stage, r.fine[:2]) for r in rows]
+    order = sorted(range(3), key=lambda i: -len(flat[i]))  # the longest has the batch's first row
     calls = [0]
 
-    def answer(b: int, context: np.ndarray) -> int:
-        at = calls[0] // len(rows)
+    def answer(row: int, context: np.ndarray) -> int:
+        b, at = order[row], calls[0] // len(rows)
         calls[0] += 1
         return flat[b][at] if at < len(flat[b]) else stage.code_offset
 
@@ -172,9 +174,66 @@ def test_coarse_is_fed_as_in_generation(n: int, most: int) -> None:
             np.testing.assert_array_equal(every, np.arange(stage.semantic_length, len(made.targets)))
             np.testing.assert_array_equal(everything.targets[every[:-1]], made.inputs[every[1:]])
             for i, at in enumerate(asked):
-                same_context(network.seen[step + i][b], made.inputs[: at + 1])
+                same_context(network.seen[step + i][order.index(b)], made.inputs[: at + 1])
             n_windows += 1
     assert n_windows >= 3
+
+
+def test_coarse_noise_shows_other_codes_and_asks_the_true_ones() -> None:
+    stage, r, h = CONFIG.coarse, row(150, 7), row(60, 1)
+    shown = examples.astray(r.fine[:2], 0.3, np.random.default_rng(3))
+    frames = shown.T[:, None] == r.fine[:2].T[None]
+    assert frames.all(2).any(1).all(), "every frame is one of the clip's"
+    wrong = (shown != r.fine[:2]).any(0)
+    assert 0.1 < wrong.mean() <= 0.3
+    flat, fed = (tokens.flatten_codes(stage, codes) for codes in (r.fine[:2], shown))
+    for step in (0, stage.window, 3 * stage.window):
+        plain = examples.coarse_example(CONFIG, r, h, step, 120)
+        noisy = examples.coarse_example(CONFIG, r, h, step, 120, shown=shown)
+        end = min(len(flat), step + stage.window)
+        n = min(end, len(plain.inputs) - stage.semantic_length)  # of the clip's own tokens; before them, the history's
+        np.testing.assert_array_equal(noisy.inputs[-n + 1 :], fed[end - n : end - 1])
+        np.testing.assert_array_equal(noisy.inputs[: -n + 1], plain.inputs[: -n + 1])
+        same = noisy.targets == plain.targets
+        assert (noisy.targets[~same] == IGNORE).all()
+        # Not asked: the second codebook of a frame whose first one shows another code.
+        for i in range(n):
+            token = end - n + i
+            differs = token % 2 == 1 and shown[0, token // 2] != r.fine[0, token // 2]
+            assert same[len(same) - n + i] != differs
+    for share in (0.0, 0.001):
+        np.testing.assert_array_equal(examples.astray(r.fine[:2], share, np.random.default_rng(0)), r.fine[:2])
+
+
+def test_coarse_noise_is_drawn_anew_for_every_example() -> None:
+    r = row(4, 7)  # one window: nothing else is drawn
+
+    def inputs(seed: int, noise: float) -> bytes:
+        options = examples.Options(coarse_noise=noise)
+        return examples.example("coarse", CONFIG, r, None, np.random.default_rng(seed), options).inputs.tobytes()
+
+    assert len({inputs(seed, 0.0) for seed in range(8)}) == 1
+    assert inputs(0, 0.5) == inputs(0, 0.5)
+    assert len({inputs(seed, 0.5) for seed in range(8)}) > 4
+
+
+@pytest.mark.parametrize("stage", ["text", "coarse"])
+def test_bare_examples_are_told_nothing_and_are_the_same_else(stage: str) -> None:
+    r, h, bare = row(150, 7), row(60, 1), 0
+    place, pad = examples.told(stage, CONFIG)
+    for seed in range(200):
+        plain, made = (
+            examples.example(stage, CONFIG, r, h, np.random.default_rng(seed), examples.Options(bare=share))
+            for share in (0.0, 0.3)
+        )
+        np.testing.assert_array_equal(made.targets, plain.targets)
+        assert (plain.inputs[place] != pad).any()
+        if (made.inputs != plain.inputs).any():
+            expected = plain.inputs.copy()
+            expected[place] = pad
+            np.testing.assert_array_equal(made.inputs, expected)
+            bare += 1
+    assert 40 <= bare <= 80
 
 
 class Fine:
@@ -209,10 +268,13 @@ def test_fine_is_fed_as_in_generation(n: int) -> None:
     rng = np.random.default_rng(0)
     beyond = rng.integers(0, stage.codebook_size, (stage.window, stage.n_codebooks))
 
-    def answer(b: int, codebook: int, window: int) -> np.ndarray:
+    order = sorted(range(4), key=lambda i: -len(states[i].windows))
+    passes = [(i, w) for i in order for w in range(len(states[i].windows))]
+
+    def answer(b: int, codebook: int, number: int) -> np.ndarray:
+        assert b == 0, "on CPUs a window at a time"
+        b, window = passes[number]
         state = states[b]
-        if window >= len(state.windows):
-            return np.zeros(stage.window)
         frames = state.windows[window].start + np.arange(stage.window) - state.n_history
         inside = (frames >= 0) & (frames < state.n_frames)
         truth = rows[b].fine[codebook][np.clip(frames, 0, state.n_frames - 1)]
@@ -226,9 +288,9 @@ def test_fine_is_fed_as_in_generation(n: int) -> None:
         for w, window in enumerate(states[b].windows):
             for codebook in range(2, stage.n_codebooks):
                 made = examples.fine_example(CONFIG, r, histories[b], w, codebook, beyond)
-                found, x = network.seen[w * (stage.n_codebooks - 2) + codebook - 2]
+                found, x = network.seen[passes.index((b, w)) * (stage.n_codebooks - 2) + codebook - 2]
                 assert found == made.codebook == codebook
-                np.testing.assert_array_equal(made.inputs[:, : codebook + 1], x[b][:, : codebook + 1])
+                np.testing.assert_array_equal(made.inputs[:, : codebook + 1], x[0][:, : codebook + 1])
                 at = np.flatnonzero(made.targets != IGNORE)
                 frames = window.start + at - states[b].n_history
                 drawn = np.arange(window.fill - states[b].n_history, window.start - states[b].n_history + stage.window)
@@ -264,3 +326,124 @@ def test_numbers_of_bark_itself() -> None:
     before = np.append(history, said[:60])[-630:]
     np.testing.assert_array_equal(two.inputs[256:], [12_050, *before, *said[60:119]])
     np.testing.assert_array_equal(two.targets[-60:], said[60:120])
+
+
+class TestOwnCodes:
+    """`loss.own_codes`: a coarse batch that shows what the network draws."""
+
+    STAGE = CONFIG.coarse
+
+    def batch(self) -> examples.Batch:
+        rows, histories = [row(n, n) for n in (9, 40, 150)], [None, row(60, 1), row(131, 2)]
+        some = [
+            examples.example("coarse", CONFIG, r, h, np.random.default_rng(i))
+            for i, (r, h) in enumerate(zip(rows, histories, strict=True))
+        ]
+        length = max(len(one.targets) for one in some) + 3
+        return jax.tree.map(jnp.asarray, examples.collate("coarse", CONFIG, some, range(3), length))
+
+    def own(self, share: float, key: int = 0, batch: examples.Batch | None = None) -> examples.Batch:
+        network = models.networks(CONFIG)["coarse"].module
+        made = loss.own_codes(self.STAGE, network, batch or self.batch(), share, jax.random.key(key))
+        return jax.tree.map(np.asarray, made)
+
+    def test_nothing_changes_without_a_share(self) -> None:
+        jax.tree.map(np.testing.assert_array_equal, self.own(0.0), self.batch())
+
+    @pytest.mark.parametrize("share", [0.3, 1.0])
+    def test_frames_change_and_spoilt_targets_are_not_asked(self, share: float) -> None:
+        before, after = jax.tree.map(np.asarray, self.batch()), self.own(share)
+        n, size, first = self.STAGE.semantic_length, self.STAGE.codebook_size, self.STAGE.code_offset
+        same = after.inputs == before.inputs
+        codes = (before.inputs >= first) & (before.inputs < first + 2 * size)
+        codes[:, : n + 1] = False
+        assert same[~codes].all()
+        np.testing.assert_array_equal((after.inputs - first)[codes] // size, (before.inputs - first)[codes] // size)
+        assert 0.8 * share < 1 - same[codes].mean() <= min(1.0, 1.3 * share)  # a draw may be the true one
+        spoilt = ~same & codes & ((before.inputs - first) // size == 0)
+        np.testing.assert_array_equal(after.targets, np.where(spoilt, IGNORE, before.targets))
+        assert (self.own(share, key=1).inputs != after.inputs).any()
+
+    def test_draws_are_the_networks(self) -> None:
+        """Of a network that is sure of one code in each codebook, whatever it is fed."""
+        sure = self.STAGE.code_offset + np.array([7, 64 + 5])
+        logits = jnp.zeros(self.STAGE.network.output_vocab_size).at[sure].set(100.0)
+
+        class Sure:
+            def embed(self, ids: jax.Array) -> jax.Array:
+                return ids[..., None]
+
+            def hidden(self, x: jax.Array, start: int) -> jax.Array:
+                return x[:, start:]
+
+            def logits(self, hidden: jax.Array, a: int, b: int) -> jax.Array:
+                return jnp.broadcast_to(logits[a:b], (*hidden.shape[:2], b - a))
+
+        batch = self.batch()
+        after = np.asarray(loss.own_codes(self.STAGE, Sure(), batch, 1.0, jax.random.key(0)).inputs)  # type: ignore[arg-type]
+        shown = after[np.asarray(after != batch.inputs)]
+        assert set(shown) == set(sure)
+
+
+class Guided:
+    """A text or coarse network that says one thing after a prompt, and another after padding alone."""
+
+    def __init__(self, stage: str, shown: jax.Array, bare: jax.Array):
+        part = {"text": CONFIG.semantic, "coarse": CONFIG.coarse}[stage]
+        self.nothing = sum(self.pads(stage))
+        self.width = part.network.output_vocab_size
+        self.shown, self.bare = shown, bare
+        self.lm_head = SimpleNamespace(weight={...: jnp.eye(self.width)})
+
+    @staticmethod
+    def pads(stage: str) -> list[int]:
+        """What is added up where a prompt has nothing: the text stage adds its history to its text."""
+        return [examples.told(stage, CONFIG)[1], *([CONFIG.semantic.pad_token] if stage == "text" else [])]
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        return ids
+
+    def hidden(self, ids: jax.Array, start: int, **_: Any) -> jax.Array:
+        sees = jnp.any(ids[:, :start] != self.nothing, axis=1)
+        return jnp.where(sees[:, None, None], self.shown, self.bare) + 0.0 * ids[:, start:, None]
+
+    def logits(self, hidden: jax.Array, a: int, b: int) -> jax.Array:
+        return hidden[..., a:b]
+
+
+@pytest.mark.parametrize("stage", ["text", "coarse"])
+class TestGuidance:
+    """`guidance`: the network's output is taken for what guidance would draw from."""
+
+    def nll(
+        self, stage: str, guidance: float, shown: jax.Array, bare: jax.Array, *, only_shown: bool = False
+    ) -> jax.Array:
+        rng = np.random.default_rng(0)
+        some = [examples.example(stage, CONFIG, row(40, i), None, rng) for i in range(2)]
+        if not only_shown:
+            some[1] = examples.bare(stage, CONFIG, some[1])
+        batch = examples.collate(stage, CONFIG, some, range(2), max(map(examples.length, some)))
+        network = Guided(stage, shown, bare)
+        return loss.nll(stage, CONFIG, network, jax.tree.map(jnp.asarray, batch), guidance=guidance)[0]
+
+    def said(self, stage: str, seed: int) -> tuple[jax.Array, jax.Array]:
+        shown, bare = jax.random.normal(jax.random.key(seed), (2, Guided(stage, 0, 0).width))  # type: ignore[arg-type]
+        return shown, bare
+
+    def test_the_loss_is_least_where_the_network_says_what_guidance_would(self, stage: str) -> None:
+        likely, bare = self.said(stage, 0)
+        for guidance in (1.0, 1.5, 3.0):
+            said = bare + guidance * (likely - bare)
+            np.testing.assert_allclose(
+                self.nll(stage, guidance, said, bare), self.nll(stage, 1.0, likely, bare), rtol=1e-5
+            )
+
+    def test_what_is_likely_without_a_prompt_is_learned_from_bare_prompts_alone(self, stage: str) -> None:
+        shown, bare = self.said(stage, 1)
+
+        def gradients(**options: bool) -> list[float]:
+            found = jax.grad(lambda *x: jnp.sum(self.nll(stage, 3.0, *x, **options)), argnums=(0, 1))(shown, bare)
+            return [float(jnp.abs(x).max()) for x in found]
+
+        assert min(gradients()) > 0
+        assert gradients(only_shown=True)[0] > 0 == gradients(only_shown=True)[1]

@@ -54,6 +54,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 QUICK: dict[str, Any] = dict(batch=2, learning_rate=1e-2, steps=2, evaluate_every=2, bucket=256, progress=False)
 
 
+AGREED = ("--consent", "the speaker, in writing")
+
+
 def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(cli.main, [str(a) for a in arguments])
 
@@ -75,14 +78,16 @@ def test_the_first_step_of_an_adapter_is_the_base(base: Path) -> None:
 
 
 def test_adapters_of_two_stages_are_one_file(base: Path, data: Path, tmp_path: Path) -> None:
-    tuned = finetune(base, [str(data)], tmp_path / "out", stages=["fine", "coarse"], lora=LoRA(rank=4), **QUICK)
+    how = {"stages": ["fine", "coarse"], "lora": LoRA(rank=4), "consent": AGREED[1], **QUICK}
+    tuned = finetune(base, [str(data)], tmp_path / "out", **how)
+    assert [p.notes["consent"] for p in adapters.read(tuned.product, CONFIG).networks.values()] == [AGREED[1]] * 2
     assert list(tuned.runs) == ["coarse", "fine"] and tuned.product.name == "adapter.safetensors"
     plain = bark_jax.load(base)
     model = bark_jax.load(base, adapters={"me": tuned.product})
     semantic = np.arange(60)
-    how = Sampling.greedy()
-    before = plain.semantic_to_coarse(semantic, sampling=how)
-    adapted, without = model.semantic_to_coarse([semantic, semantic], sampling=how, adapter=["me", None])
+    greedy = Sampling.greedy()
+    before = plain.semantic_to_coarse(semantic, sampling=greedy)
+    adapted, without = model.semantic_to_coarse([semantic, semantic], sampling=greedy, adapter=["me", None])
     assert not np.array_equal(adapted, before)
     np.testing.assert_array_equal(without, before)
     # Merged into the weights: the same logits to 1e-5, nothing else changed.
@@ -100,13 +105,13 @@ def test_adapters_of_two_stages_are_one_file(base: Path, data: Path, tmp_path: P
         for a, b in zip(old[network].leaves, new[network].leaves, strict=True):
             np.testing.assert_array_equal(a, b)
     # Again: everything is complete, nothing is trained.
-    again = finetune(base, [str(data)], tmp_path / "out", stages=["coarse", "fine"], lora=LoRA(rank=4), **QUICK)
+    again = finetune(base, [str(data)], tmp_path / "out", **{**how, "stages": ["coarse", "fine"]})
     assert again.runs["coarse"].step == 2 and again.product.read_bytes() == tuned.product.read_bytes()
 
 
 def test_whole_stages_become_a_model(base: Path, data: Path, tmp_path: Path) -> None:
     arguments = ["--stage", "text,coarse", "--steps", 2, "--batch", 2, "--learning-rate", 1e-2, "-q"]
-    done = run("finetune", "-m", base, "-d", data, "-o", tmp_path / "out", *arguments)
+    done = run("finetune", *AGREED, "-m", base, "-d", data, "-o", tmp_path / "out", *arguments)
     assert done.exit_code == 0 and done.output.strip() == str(tmp_path / "out" / "model"), done.output
     _, _, old = weights.read(base)
     _, _, new = weights.read(tmp_path / "out" / "model")
@@ -114,6 +119,7 @@ def test_whole_stages_become_a_model(base: Path, data: Path, tmp_path: Path) -> 
         same = [np.array_equal(a, b) for a, b in zip(old[network].leaves, new[network].leaves, strict=True)]
         assert not any(same) if differs else all(same), network
     assert bark_jax.load(tmp_path / "out" / "model").generate("hi", seed=1).audio is not None
+    assert (tmp_path / "out" / "model" / "consent.txt").read_text() == f"{AGREED[1]}\n"
     # One of the runs alone, exported by the name of its file.
     product = tmp_path / "out" / "coarse" / "coarse.safetensors"
     done = run("export", base, tmp_path / "one", "-n", product)
@@ -195,7 +201,7 @@ def test_everything_is_checked_before_the_first_stage_is_trained(base: Path, tmp
         finetune(base, [str(silent)], tmp_path / "out", learning_rat=1)
     with pytest.raises(ConfigError, match="where the model or the rows are"):
         finetune(base, [str(silent)], base, **QUICK)
-    done = run("finetune", "-m", base, "-d", silent, "-o", tmp_path / "out", "--alpha", 3)
+    done = run("finetune", *AGREED, "-m", base, "-d", silent, "-o", tmp_path / "out", "--alpha", 3)
     assert done.exit_code == 1 and "--lora" in done.output
     with pytest.raises(ConfigError, match="given by the other arguments"):
         finetune(base, [str(silent)], tmp_path / "out", stage="fine")

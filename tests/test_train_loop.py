@@ -299,6 +299,40 @@ def test_update_is_adamw_of_the_mean_over_targets(make: Any, place: Path) -> Non
         assert np.mean(np.abs(trainer.params[name] - tensor) > 1e-6) < 0.01, name
 
 
+def test_muon_orthogonalises_the_blocks_and_leaves_the_rest_to_adamw(make: Any, place: Path) -> None:
+    """Of a block's matrix the singular values and their directions; of all else AdamW's step, to the bit."""
+    batch = next(some_batches(place, group=1))[1]
+    results, momentum = [], {}
+    for optimizer in ("adamw", "muon"):
+        config = make(optimizer=optimizer, weight_decay=0.0, warmup=0, learning_rate=1e-3)
+        trainer = loop.Trainer(config, MODEL, initial())
+        trainer.start()
+        before = {name: np.array(tensor) for name, tensor in trainer.params.items()}
+        trainer.step(trainer.put(batch), 0)
+        results.append({name: np.asarray(tensor) - before[name] for name, tensor in trainer.params.items()})
+        state = trainer.state()[1]
+        momentum = {name: np.asarray(leaf) for name, leaf in state.items() if ".mu" in name}
+    matrices = [name for name in results[0] if name.startswith("blocks.") and ".c_" in name]
+    assert matrices == [name for name in results[0] if loop.orthogonalised(name)] and len(matrices) == 4
+    for name, step in results[1].items():
+        if name not in matrices:
+            assert np.array_equal(step, results[0][name]), name
+            continue
+        (first,) = [leaf for key, leaf in momentum.items() if f"'{name}'" in key and leaf.shape == step.shape]
+        tall = step.shape[0] > step.shape[1]
+        step, first = (step.T, first.T) if tall else (step, first)
+        rows_ = first / np.sqrt(
+            np.sum(np.abs(first @ first.T), axis=1, keepdims=True)
+        )  # what the iterations begin with
+        u, size, v = np.linalg.svd(rows_.astype(np.float64), full_matrices=False)
+        unit = loop.learning_rate(config, 0) * loop.MUON_RMS * max(step.shape) ** 0.5
+        turned = -(u.T @ step @ v.T) / unit
+        strong = size > 0.05 * size.max()  # three iterations leave what is far smaller on its way
+        seen = np.diag(turned)
+        assert strong.sum() >= 4 and np.all((seen[strong] > 0.5) & (seen[strong] < 1.3)), (name, seen[strong])
+        assert np.abs(turned - np.diag(seen)).max() < 0.01, name
+
+
 def test_accumulated_gradient_is_that_of_the_batch(make: Any, place: Path) -> None:
     """Plain gradient descent in the optimizer's place: no division by small numbers, so 1e-6 everywhere."""
     batch = next(some_batches(place, group=1))[1]
@@ -423,9 +457,10 @@ def half_written(folder: Path) -> list[Path]:
     return list((folder / "checkpoints").glob("*tmp*"))
 
 
-def test_killed_and_resumed_is_as_if_never_killed(make: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_and_resumed_is_as_if_never_killed(optimizer: str, make: Any, tmp_path: Path) -> None:
     """Killed once at some step and once while a checkpoint is written; every loss and the weights are the same."""
-    config = make(steps=40, evaluate_every=20, save_every=7, patience=40, dropout=0.1)
+    config = make(steps=40, evaluate_every=20, save_every=7, patience=40, dropout=0.1, optimizer=optimizer)
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
     loop.train(whole, progress=False)
 

@@ -14,7 +14,8 @@ from flax import nnx
 
 import bark_jax
 import models
-from bark_jax import units, weights
+from bark_jax import audio as audio_files
+from bark_jax import hubert, tokens, units, weights
 
 SMALL = units.UnitsConfig(width=16, n_blocks=3, n_units=40, n_mels=20)
 
@@ -48,10 +49,10 @@ def test_lengths(network: units.LogMelUnits, n: int) -> None:
 
 def test_few_lengths_are_compiled(network: units.LogMelUnits) -> None:
     units.encode(network, speech(480 * 99))
-    before = units._likeliest._cache_size()
+    before = hubert.likeliest._cache_size()
     for frames in (1, 40, 77, 100):
         units.encode(network, speech(480 * frames))
-    assert units._likeliest._cache_size() == before
+    assert hubert.likeliest._cache_size() == before
 
 
 def test_a_frame_sees_its_own_time(network: units.LogMelUnits) -> None:
@@ -110,19 +111,11 @@ def test_damaged_files_are_refused(network: units.LogMelUnits, tmp_path: Path) -
 
 
 def test_a_model_reads_audio(tmp_path: Path) -> None:
-    made = models.config()
-    made = dataclasses.replace(
-        made,
-        semantic=dataclasses.replace(made.semantic, rate_hz=50.0),
-        coarse=dataclasses.replace(made.coarse, semantic_rate_hz=50.0),
-    )
-    folder = models.save(tmp_path / "model", made)
     with pytest.raises(weights.CheckpointError, match="has no units"):
-        bark_jax.load(folder).audio_to_semantic(speech(4800))
-    config = dataclasses.replace(SMALL, n_units=made.semantic.vocab_size)
-    network = units.LogMelUnits(config, rngs=nnx.Rngs(0))
-    units.save(folder / "units.safetensors", config, weights.names(network))
-    bark = bark_jax.load(folder)
+        bark_jax.load(models.save(tmp_path / "bare")).audio_to_semantic(speech(4800))
+    folder = models.save_with_units(tmp_path / "model")
+    network = units.load(folder / "units.safetensors")
+    bark, config = bark_jax.load(folder), network.config
     clips = [speech(480 * 20), speech(480 * 33 + 5, 1)]
     for clip, ids in zip(clips, bark.audio_to_semantic(clips), strict=True):
         np.testing.assert_array_equal(ids, units.encode(network, clip))
@@ -134,3 +127,31 @@ def test_a_model_reads_audio(tmp_path: Path) -> None:
     units.save(folder / "units.safetensors", other, weights.names(units.LogMelUnits(other, rngs=nnx.Rngs(0))))
     with pytest.raises(weights.CheckpointError, match="n_units 7: the model's is 200"):
         bark_jax.load(folder)
+
+
+def test_a_clip_becomes_a_voice(tmp_path: Path) -> None:
+    bark = bark_jax.load(models.save_with_units(tmp_path / "model"))
+    made = bark.config
+    for n in (26_400, 26_401, 48_000 - 1, 100_003):
+        audio = speech(n)
+        voice = bark.clone(audio)
+        ids, codes = bark.audio_to_semantic(audio), bark.encode(audio)
+        n_ids = len(voice.semantic)
+        assert len(ids) - n_ids <= 1 and voice.fine.shape[1] == tokens.n_frames(made.coarse, n_ids)
+        np.testing.assert_array_equal(voice.semantic, ids[:n_ids])
+        np.testing.assert_array_equal(voice.fine, codes[:, : voice.fine.shape[1]])
+        np.testing.assert_array_equal(voice.coarse, voice.fine[:2])
+        assert len(bark.generate("abc", voice=voice, sampling=bark_jax.Sampling(max_duration_s=0.3)).audio)
+    audio_files.write(tmp_path / "clip.wav", speech(60_000), 24_000)
+    from_file, from_array = bark.clone(tmp_path / "clip.wav"), bark.clone(speech(60_000))
+    np.testing.assert_array_equal(from_file.fine, from_array.fine)
+    for audio, options, words in (
+        (speech(7_200), {}, r"the clip lasts 0\.30 s: a voice takes 1\.1 to 15 s"),
+        (speech(24_000 * 16), {}, r"the clip lasts 16\.00 s"),
+        (np.zeros(48_000, np.float32), {}, "the clip is silent"),
+        (tmp_path / "clip.wav", {"sample_rate": 24_000}, "audio a file: files have their own"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bark.clone(audio, **options)
+    with pytest.raises(FileNotFoundError):
+        bark.clone(tmp_path / "none.wav")

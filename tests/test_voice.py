@@ -1,6 +1,9 @@
 """`bark_jax.voice`: every published voice loads and survives each format; every hostile file is refused at once."""
 
+import dataclasses
+import datetime
 import functools
+import hashlib
 import importlib.util
 import io
 import json
@@ -22,7 +25,7 @@ import pytest
 import safetensors.numpy
 
 from bark_jax import config, voice
-from bark_jax.voice import UnknownVoiceError, Voice, VoiceError
+from bark_jax.voice import UnknownVoiceError, Voice, VoiceError, agreed
 
 SUNO = config.suno(config.SMALL)
 PARTS = ("semantic", "coarse", "fine")
@@ -826,3 +829,39 @@ def test_deflate_level_is_no_matter(tmp_path):
     np.savez_compressed(tmp_path / "flat.npz", **{f"{part}_prompt": value for part, value in flat.items()})
     assert len(zlib.compress(flat["fine"].tobytes())) * 100 < flat["fine"].nbytes
     Voice.load(tmp_path / "flat.npz").check(SUNO)
+
+
+class TestConsent:
+    def voice(self, consent: str | None) -> Voice:
+        return Voice(np.arange(60), np.ones((2, 90), np.int32), np.ones((8, 90), np.int32), "other", consent)
+
+    @pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+    @pytest.mark.parametrize("consent", [None, "the speaker; 2026-01-01; sha256 0123456789abcdef", "é" * 256])
+    def test_it_stays_with_the_voice(self, ending: str, consent: str | None, tmp_path: Path) -> None:
+        self.voice(consent).save(tmp_path / f"v{ending}")
+        loaded = Voice.load(tmp_path / f"v{ending}")
+        assert loaded == self.voice(None) and loaded.consent == consent and loaded.model == "other"
+
+    def test_suno_reads_the_file(self, tmp_path: Path) -> None:
+        self.voice("the speaker").save(tmp_path / "v.npz")
+        with np.load(tmp_path / "v.npz") as file:
+            assert file["fine_prompt"].shape == (8, 90) and bytes(file["consent"]) == b"the speaker"
+
+    @pytest.mark.parametrize("consent", ["", "  ", "a\nb", "x" * 257, 7])
+    def test_what_says_nothing_is_none(self, consent: object) -> None:
+        with pytest.raises(VoiceError, match="The consent is"):
+            self.voice(consent)  # type: ignore[arg-type]
+
+    def test_npy_files_have_no_place_for_it(self, tmp_path: Path) -> None:
+        voice = dataclasses.replace(self.voice("the speaker"), model="suno")
+        with pytest.raises(VoiceError, match=r"no place: save it as \.npz"):
+            voice.save(tmp_path / "v.npy")
+        assert not list(tmp_path.iterdir())
+
+    def test_what_is_put_on_record(self, tmp_path: Path) -> None:
+        (tmp_path / "clip.wav").write_bytes(b"abc")
+        digest = hashlib.sha256(b"abc").hexdigest()[:16]
+        today = datetime.date.today().isoformat()
+        assert agreed(" me ", tmp_path / "clip.wav") == f"me; {today}; sha256 {digest}"
+        with pytest.raises(FileNotFoundError):
+            agreed("me", tmp_path / "absent.wav")

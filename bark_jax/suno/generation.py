@@ -7,7 +7,6 @@ One model is shared by all functions and loaded at the first use, or by `preload
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -188,8 +187,7 @@ def generate_coarse(
                 f"max_coarse_history = {max_coarse_history}"
             )
         other = dataclasses.replace(coarse, window=int(sliding_window_len), max_history=history)
-        model = copy.copy(model)
-        model.config = dataclasses.replace(model.config, coarse=other)
+        model = model._with_config(dataclasses.replace(model.config, coarse=other))
     return model.semantic_to_coarse(
         x_semantic, voice=history_prompt, seed=_seed(), sampling=settings, progress=not silent
     )

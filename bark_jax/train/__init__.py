@@ -19,12 +19,14 @@ from bark_jax.train.config import LoRA, TrainConfig
 from bark_jax.train.data import Corpus, DataError, from_voices, read, write
 from bark_jax.train.finetune import Tuned, finetune
 from bark_jax.train.loop import Result, TrainingError, train
+from bark_jax.train.prepare import Prepared, prepare
 from bark_jax.train.runs import RunError
 
 __all__ = [
     "Corpus",
     "DataError",
     "LoRA",
+    "Prepared",
     "Result",
     "RunError",
     "TrainConfig",
@@ -32,6 +34,7 @@ __all__ = [
     "Tuned",
     "finetune",
     "from_voices",
+    "prepare",
     "read",
     "train",
     "write",

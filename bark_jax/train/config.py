@@ -24,6 +24,9 @@ number of `steps`, and either `model` or `config`. Everything else has a default
                                                             XTTS use, or half of it), random weights 3e-4
     final_learning_rate_ratio  0 .. 1             0.1       the last rate as a share of the peak; a cosine between
     warmup                     0 .. < steps       5 %       steps over which the rate rises to its peak
+    optimizer                  adamw, muon        adamw     muon: steps of the blocks' matrices are orthogonalised, as
+                                                            large as AdamW's, which does the rest. For training from
+                                                            random weights, where it learns more per step
     weight_decay               0 ..               0.01      AdamW's, on linears only: not on tables, norms, biases, and
                                                             not on LoRA, whose zero is the model itself
     beta1, beta2               0 .. < 1           .9, .95   AdamW's. 0.95 looks back 20 steps: runs are a few hundred
@@ -49,6 +52,19 @@ number of `steps`, and either `model` or `config`. Everything else has a default
                                                             (60 tokens) that is drawn from it; some ten times slower
     coarse_history             full, random       full      stage coarse: most earlier tokens of a prompt. "random" is
                                                             for a model that will be run with less than 630, too
+    coarse_noise               0 .. < 1           0.0       stage coarse: share of a clip's frames that the prompt shows
+                                                            wrongly, in stretches from elsewhere in the clip, so that
+                                                            the model finds its way back after its own mistakes;
+                                                            bark-nano is trained with 0.3
+    coarse_own                 0 .. < 1           0.0       stage coarse: share of the frames that show what the network
+                                                            itself draws there: it meets its own mistakes (scheduled
+                                                            sampling); a third more work
+    bare                       0 .. < 1           0.0       stages text and coarse: share of the prompts without any
+                                                            text, or without any semantic token, for guidance
+    guidance                   1 .. 10            1.0       stages text and coarse: learn to draw what guidance of this
+                                                            strength would draw, what fits the text (the semantic
+                                                            tokens) better than it would fit without; needs bare (0.1),
+                                                            and a third more work; bark-nano is trained with 2 and 4
     bucket                     1 ..               128       rows are padded to a multiple of this: few programs compile
     evaluate_every             1 ..               50        steps between evaluations on the validation rows
     patience                   1 ..               never     evaluations without improvement after which to stop
@@ -148,6 +164,7 @@ class TrainConfig:
     final_learning_rate_ratio: float = 0.1
     warmup: int | None = None
     weight_decay: float = 0.01
+    optimizer: str = "adamw"
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
@@ -159,6 +176,10 @@ class TrainConfig:
     codebooks: tuple[int, ...] | None = None
     coarse_loss: str = "all"
     coarse_history: str = "full"
+    coarse_noise: float = 0.0
+    coarse_own: float = 0.0
+    bare: float = 0.0
+    guidance: float = 1.0
     bucket: int = 128
     evaluate_every: int = 50
     patience: int | None = None
@@ -191,6 +212,7 @@ class TrainConfig:
         one_of("stage", *STAGES)
         one_of("dtype", "float32", "bfloat16")
         one_of("remat", "none", "block")
+        one_of("optimizer", "adamw", "muon")
         one_of("coarse_loss", "all", "window")
         one_of("coarse_history", "full", "random")
         at_least(1, "steps", "batch", "accumulate", "bucket", "evaluate_every", "patience", "save_every", "keep")
@@ -200,9 +222,15 @@ class TrainConfig:
             value = getattr(self, name)
             need(name, value is None or value < 2**31, "it must be less than 2**31")
         at_least(0, "weight_decay", "warmup")
-        share("rehearsal_share", "beta1", "beta2", "dropout")
+        share("rehearsal_share", "beta1", "beta2", "dropout", "coarse_noise", "coarse_own", "bare")
         for name in ("final_learning_rate_ratio", "history_share"):
             need(name, 0 <= getattr(self, name) <= 1, "it must be 0 to 1")
+        need("guidance", 1 <= self.guidance <= 10, "it must be 1 to 10")
+        need(
+            "guidance",
+            self.guidance == 1 or self.bare > 0,
+            "it needs to know what is likely without text or semantic tokens: give bare, 0.1 will do",
+        )
         rate = self.learning_rate
         need("learning_rate", rate is None or 0 < rate < math.inf, "it must be greater than 0")
         need("clip", self.clip > 0, "it must be greater than 0 (inf does not clip)")
@@ -239,10 +267,18 @@ class TrainConfig:
         if self.codebooks is not None:
             right = len(self.codebooks) > 0 and len(set(self.codebooks)) == len(self.codebooks)
             need("codebooks", right and min(self.codebooks) >= 0, "it must name codebooks, each once")
-        for name, default in (("coarse_loss", "all"), ("coarse_history", "full")):
+        for name, default in (
+            ("coarse_loss", "all"),
+            ("coarse_history", "full"),
+            ("coarse_noise", 0.0),
+            ("coarse_own", 0.0),
+        ):
             need(name, self.stage == "coarse" or getattr(self, name) == default, "it belongs to stage coarse")
+        for name, default in (("bare", 0.0), ("guidance", 1.0)):
+            need(name, self.stage != "fine" or getattr(self, name) == default, "it belongs to stages text and coarse")
         if self.lora is not None:
             need("freeze", not self.freeze, "it is not for LoRA, which leaves every tensor of the model as it is")
+            need("optimizer", self.optimizer != "muon", "adapters are not orthogonalised: choose adamw")
             if self.config is not None:
                 need.also("lora is given with config: adapters belong to trained weights, name those with model")
 

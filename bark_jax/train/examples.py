@@ -30,6 +30,9 @@ IGNORE = -1
 SHORTEST_S = 1.05
 """Least seconds of a history: below 1.01 s a voice's lengths are no longer consistent after rounding (`Voice`)."""
 
+LONGEST_ASTRAY = 30
+"""Most frames of a stretch of `astray`: 0.4 s, about a word. Chosen, not tuned."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -86,11 +89,16 @@ class Options:
         most 60 of them: exact to the last alignment, and some ten times slower to learn from).
       max_coarse_history: "full" as generation's default, or "random" (from one window to full) for a model that will be
         run with shorter histories too.
+      coarse_noise: share of the clip's frames that a coarse prompt shows wrongly, see `astray`.
+      bare: share of the text and coarse prompts that show padding in place of the text or of all semantic ids, see
+        `bare`.
       codebooks: of the fine stage, which are trained; None: those that follow the coarse ones, as generation asks.
     """
 
     coarse_targets: str = "all"
     max_coarse_history: str = "full"
+    coarse_noise: float = 0.0
+    bare: float = 0.0
     codebooks: tuple[int, ...] | None = None
 
 
@@ -110,7 +118,8 @@ def example(
     """
     past = None if history is None else shorten(config, history, rng)
     if stage == "text":
-        return text_example(config, row, past)
+        made = text_example(config, row, past)
+        return bare(stage, config, made) if rng.random() < options.bare else made
     if stage == "coarse":
         stage_config = config.coarse
         most = stage_config.max_history
@@ -118,7 +127,11 @@ def example(
             most = int(rng.integers(stage_config.window, most + 1))
         n_windows = math.ceil(tokens.n_coarse_tokens(stage_config, len(row.semantic)) / stage_config.window)
         step = int(rng.integers(n_windows)) * stage_config.window
-        return coarse_example(config, row, past, step, most, whole=options.coarse_targets == "all")
+        shown = None
+        if options.coarse_noise > 0:
+            shown = astray(row.fine[: stage_config.n_codebooks], options.coarse_noise, rng)
+        made = coarse_example(config, row, past, step, most, whole=options.coarse_targets == "all", shown=shown)
+        return bare(stage, config, made) if rng.random() < options.bare else made
     codebooks = options.codebooks or range(config.coarse.n_codebooks, config.fine.n_codebooks)
     n_history = 0 if past is None else min(past.fine.shape[1], config.fine.max_history)
     n_windows = len(tokens.fine_windows(config.fine, row.fine.shape[1], n_history))
@@ -158,22 +171,75 @@ def text_example(config: BarkConfig, row: Row, history: Row | None) -> Example:
 
 
 def coarse_example(
-    config: BarkConfig, row: Row, history: Row | None, step: int, max_history: int, *, whole: bool = True
+    config: BarkConfig,
+    row: Row,
+    history: Row | None,
+    step: int,
+    max_history: int,
+    *,
+    whole: bool = True,
+    shown: np.ndarray | None = None,
 ) -> Example:
-    """The window that begins at coarse token `step`; `whole`: earlier tokens of its prompt are targets too."""
+    """The window that begins at coarse token `step`.
+
+    Args:
+      whole: earlier tokens of its prompt are targets too.
+      shown: (n_codebooks, F) codes that stand among the inputs in place of the clip's own, as `astray` makes them.
+        What is asked stays true, but for a code whose frame shows another one in a codebook below: there is no right
+        answer to that.
+    """
     stage = config.coarse
     past = None if history is None else (history.semantic, history.fine[: stage.n_codebooks])
     prompt = coarse.prompt(stage, row.semantic, past, max_history)
-    said = tokens.flatten_codes(stage, row.fine[: stage.n_codebooks])[: prompt.n_tokens]
-    before = np.concatenate([prompt.history, said[:step]])
-    before = before[max(0, len(before) - max_history) :]
-    drawn = said[step : step + stage.window]
-    after = np.concatenate([before, drawn])
-    inputs = np.concatenate([prompt.window(stage, step)[1], [stage.infer_token], after[:-1]]).astype(np.int32)
-    targets = _after(stage.semantic_length, after)
+    true = row.fine[: stage.n_codebooks]
+    shown = true if shown is None else shown
+    wrong = np.cumsum(shown != true, axis=0) > 0
+    wrong = np.concatenate([np.zeros_like(wrong[:1]), wrong[:-1]])  # in a codebook below
+    said, fed = (tokens.flatten_codes(stage, codes)[: prompt.n_tokens] for codes in (true, shown))
+    asked = np.where(wrong.T.reshape(-1)[: prompt.n_tokens], IGNORE, said)
+
+    so_far = lambda codes: np.concatenate([prompt.history, codes[: step + stage.window]])  # noqa: E731
+    n_before = min(len(prompt.history) + step, max_history)
+    first = len(prompt.history) + step - n_before
+    targets = _after(stage.semantic_length, so_far(asked)[first:])
     if not whole:
-        targets[: stage.semantic_length + len(before)] = IGNORE
+        targets[: stage.semantic_length + n_before] = IGNORE
+    window = prompt.window(stage, step)[1]
+    inputs = np.concatenate([window, [stage.infer_token], so_far(fed)[first:-1]]).astype(np.int32)
     return Example(inputs, targets, 0)
+
+
+def astray(codes: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Codes (n_codebooks, F) with `share` of the frames (or fewer: stretches may meet) from elsewhere in the same clip.
+
+    That is what a coarse prompt looks like when generation has lost its way: the right voice, saying something else. A
+    network that has only met true prompts goes on with what it hears there (exposure bias; scheduled sampling, Bengio
+    et al. 2015, is the usual remedy, and needs a second pass). One that has met these goes back to the semantic tokens.
+    """
+    n = codes.shape[1]
+    shown = codes.copy()
+    left = round(share * n)
+    while left > 0:
+        length = int(rng.integers(1, min(LONGEST_ASTRAY, left) + 1))
+        to, source = rng.integers(0, n - length + 1, 2)
+        shown[:, to : to + length] = codes[:, source : source + length]
+        left -= length
+    return shown
+
+
+def bare(stage: str, config: BarkConfig, made: Example) -> Example:
+    """A text or coarse example without its text or semantic ids: what generation with guidance asks besides."""
+    shown, pad = told(stage, config)
+    inputs = made.inputs.copy()
+    inputs[shown] = pad
+    return made._replace(inputs=inputs)
+
+
+def told(stage: str, config: BarkConfig) -> tuple[tuple[int | slice, ...], int]:
+    """Where the inputs of an example have the text or the semantic ids, and what stands there without any."""
+    if stage == "text":
+        return (0, slice(config.semantic.text_length)), config.semantic.text_pad_token
+    return (slice(config.coarse.semantic_length),), config.coarse.semantic_pad_token
 
 
 def fine_example(

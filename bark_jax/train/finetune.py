@@ -28,6 +28,7 @@ from bark_jax.train.config import LoRA, TrainConfig
 from bark_jax.train.loop import Result, train
 from bark_jax.train.lora import check as check_rank
 from bark_jax.train.runs import Run, RunError, lock, remove_parts
+from bark_jax.voice import check_consent
 
 STEPS = {"coarse": 500, "fine": 200, "text": 200}
 """Updates of 16 rows for a speaker of 5 to 30 minutes. The coarse stage carries most of a voice; the text stage gets
@@ -60,6 +61,7 @@ def finetune(
     stages: Sequence[str] = ("coarse", "fine"),
     lora: LoRA | None = None,
     steps: int | None = None,
+    consent: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Tuned:
@@ -72,14 +74,19 @@ def finetune(
       stages: of "text", "coarse", "fine". The first needs texts; the other two only audio tokens.
       lora: train adapters; None trains all weights of the stages.
       steps: updates of each stage; None: `STEPS`.
+      consent: who agreed that their voice is learnt, 1 to 256 characters, which the product keeps: an adapter in its
+        notes, a model in ``consent.txt``.
       progress: report on stderr.
       settings: any other field of `TrainConfig`, for all stages.
 
     Raises:
       ConfigError: a setting that is unknown or out of range, or a stage that is unknown or named twice.
+      VoiceError: a consent that says nothing.
       DataError: rows that a stage cannot use. All stages are checked before the first is trained.
       Everything that `train` raises.
     """
+    if consent is not None:
+        check_consent(consent)
     chosen = _stages([part.strip() for part in stages.split(",")] if isinstance(stages, str) else stages)
     data = [data] if isinstance(data, str | Path) else list(data)
     out = Path(os.path.abspath(Path(out).expanduser()))
@@ -127,15 +134,18 @@ def finetune(
         products = record.products()
         if lora is not None:
             product = out / "adapter.safetensors"
-            adapters.save(product, adapters.join([adapters.read(path, config) for path in products]))
+            made = adapters.join([adapters.read(path, config) for path in products])
+            adapters.save(product, made if consent is None else made.noted(consent=consent))
             return Tuned(out, product, runs)
         if not record.assembled():
-            made = out / "model.new"
-            shutil.rmtree(made, ignore_errors=True)
-            assemble.native(made, folder, assemble.changed(folder, products))
+            new = out / "model.new"
+            shutil.rmtree(new, ignore_errors=True)
+            assemble.native(new, folder, assemble.changed(folder, products))
+            if consent is not None:
+                (new / "consent.txt").write_text(consent + "\n", "utf-8")
             _check_product(model_)
             shutil.rmtree(model_, ignore_errors=True)
-            made.rename(model_)
+            new.rename(model_)
             record.note_assembled()
         return Tuned(out, model_, runs)
 

@@ -16,6 +16,7 @@ the loss is `loss`, adapters are `lora`, the folder is `runs`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import hashlib
 import importlib.util
@@ -36,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -126,14 +128,19 @@ class Recipe:
     remat: str = "none"
     dropout: float = 0.0
     adapter_dropout: float = 0.0
+    coarse_own: float = 0.0
+    guidance: float = 1.0
 
     def loss(
-        self, params: Tensors, frozen: Tensors, batch: Batch, dropout: Dropout | None
+        self, params: Tensors, frozen: Tensors, batch: Batch, dropout: Dropout | None, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Per-row sums of the negative log-likelihood, and counts of targets."""
+        """Per-row sums of the negative log-likelihood, and counts of targets; `key`: of a step, None: it is none."""
         tensors = {name: leaf.astype(self.dtype_of(name, leaf.shape)) for name, leaf in {**frozen, **params}.items()}
         network = weights.fill(self.network, tensors)
-        return loss.nll(self.stage, self.model, network, batch, dropout=dropout, remat=self.remat)
+        if self.coarse_own > 0 and key is not None:
+            batch = loss.own_codes(self.model.coarse, network, batch, self.coarse_own, key)
+        how: dict[str, Any] = {"dropout": dropout, "remat": self.remat, "guidance": self.guidance}
+        return loss.nll(self.stage, self.model, network, batch, **how)
 
     def dtype_of(self, name: str, shape: tuple[int, ...]) -> Any:
         """What a tensor is computed in: tables and linears in `dtype`, norms, biases and gates in float32."""
@@ -150,6 +157,9 @@ class Recipe:
         """Inside `over_devices`: the sum over devices."""
         return tree if self.mesh.size == 1 else lax.psum(tree, "data")
 
+
+OWN = 0x10000
+"""Added to a part's number for the key of its own codes: parts are fewer (`MAX_BATCH`)."""
 
 ROWS = P(None, "data")
 """Batches come as (accumulate, rows of a part, ...); each part's rows are divided over the devices."""
@@ -170,7 +180,7 @@ def make_step(recipe: Recipe, optimizer: optax.GradientTransformation) -> Any:
 
         def summed(params: Tensors, part: Batch, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             noise = Dropout(jax.random.fold_in(key, i), recipe.dropout, recipe.adapter_dropout) if noisy else None
-            nll, counts = recipe.loss(params, frozen, part, noise)
+            nll, counts = recipe.loss(params, frozen, part, noise, jax.random.fold_in(key, i + OWN))
             return jnp.sum(nll), (nll, counts)
 
         def one(total: Tensors, at: tuple[Batch, jax.Array]) -> tuple[Tensors, tuple[jax.Array, jax.Array]]:
@@ -236,12 +246,37 @@ def _decay_mask(params: Any) -> dict[str, bool]:
     return {name: decays(name) for name in params}
 
 
+def orthogonalised(name: str) -> bool:
+    """Whether Muon takes a tensor: the linears of the blocks, as its author advises; not tables, heads or norms."""
+    return name.startswith("blocks.") and decays(name)
+
+
+MUON_ROUNDS, MUON_RMS = 3, 0.2
+"""Newton-Schulz iterations, and the size of Muon's steps, which is about AdamW's (https://arxiv.org/abs/2502.16982)."""
+
+
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW on tensors by name, but for the learning rate and clipping, which are `make_step`'s."""
-    return optax.chain(
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2),
-        optax.add_decayed_weights(config.weight_decay, mask=_decay_mask),
+    """AdamW on tensors by name, or Muon on some of them; the learning rate and clipping are `make_step`'s."""
+    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
+    if config.optimizer == "adamw":
+        return optax.chain(adam, decay)
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)  # of a `Linear`
+    muon = optax.chain(
+        # With a first scaling by rows three iterations do what five do without.
+        optax.contrib.scale_by_muon(
+            ns_steps=MUON_ROUNDS,
+            beta=config.beta1,
+            preconditioning="aol",
+            weight_dimension_numbers=lambda tensors: jax.tree.map(lambda _: axes, tensors),
+        ),
+        optax.stateless(lambda steps, _: jax.tree.map(lambda x: MUON_RMS * max(x.shape) ** 0.5 * x, steps)),
     )
+    return optax.chain(optax.partition({"muon": muon, "adam": adam}, _optimizers), decay)
+
+
+def _optimizers(params: Any) -> dict[str, str]:
+    return {name: "muon" if orthogonalised(name) else "adam" for name in params}
 
 
 # --- the arrays of a run ----------------------------------------------------------------------------------------------
@@ -299,6 +334,8 @@ class Trainer:
             remat=config.remat or ("none" if devices[0].platform == "cpu" else "block"),
             dropout=config.dropout,
             adapter_dropout=0.0 if config.lora is None else config.lora.dropout,
+            coarse_own=config.coarse_own,
+            guidance=config.guidance,
         )
         self.optimizer = make_optimizer(config)
         self.compiled_step = make_step(self.recipe, self.optimizer)
@@ -486,7 +523,6 @@ def _prepare(config: TrainConfig, run: Run) -> _Plan:
         "batch": config.batch,
         "history_share": config.history_share,
         "bucket": config.bucket,
-        "options": options,
     }
     batches = Batches(
         model,
@@ -496,9 +532,10 @@ def _prepare(config: TrainConfig, run: Run) -> _Plan:
         seed=config.seed,
         rehearsal=None if others is None else (others, others.split("train")),
         rehearsal_share=0.0 if others is None else config.rehearsal_share,
+        options=dataclasses.replace(options, coarse_noise=config.coarse_noise, bare=config.bare),
         **how,
     )
-    validation = Validation(model, config.stage, corpus, checked, **how) if len(checked) else None
+    validation = Validation(model, config.stage, corpus, checked, options=options, **how) if len(checked) else None
 
     tensors = source.tensors()
     trainer = Trainer(config, model, tensors)

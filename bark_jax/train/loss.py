@@ -17,7 +17,11 @@ import jax.numpy as jnp
 from bark_jax.config import BarkConfig, CoarseConfig, FineConfig, SemanticConfig
 from bark_jax.gpt import CausalGPT, FineGPT
 from bark_jax.linear import Dropout, matmul
-from bark_jax.train.examples import IGNORE, Batch
+from bark_jax.sampling import Sampling
+from bark_jax.train.examples import IGNORE, Batch, told
+
+Predicted = tuple[jax.Array, jax.Array, jax.Array]
+"""Of the positions that have targets: logits (B, T, V), which of them is right (B, T), and whether it counts (B, T)."""
 
 
 def nll(
@@ -28,6 +32,7 @@ def nll(
     *,
     dropout: Dropout | None = None,
     remat: str = "none",
+    guidance: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of a batch.
 
@@ -36,19 +41,26 @@ def nll(
       network: the stage's module, float32 or bfloat16.
       batch: arrays as in `Batch`.
       remat: what to keep for the gradient, see `bark_jax.gpt.REMAT`.
+      guidance: of the text and coarse stages, see `unguided`.
 
     Returns:
       Per row the sum over its targets (B,) float32, in nats, and the number of targets (B,) int32.
     """
-    parts = {"text": _text, "coarse": _coarse, "fine": _fine}[stage]
+    parts: Any = {"text": _text, "coarse": _coarse, "fine": _fine}[stage]
     part = {"text": config.semantic, "coarse": config.coarse, "fine": config.fine}[stage]
-    losses, counted = parts(part, network, batch, dropout, remat)  # type: ignore[operator]
+    logits, codes, counted = parts(part, network, batch, dropout, remat)
+    if guidance != 1.0:
+        place, pad = told(stage, config)
+        place = (slice(None), *place)
+        without, _, _ = parts(part, network, batch._replace(inputs=batch.inputs.at[place].set(pad)), None, "none")
+        plain = unguided(logits, jax.lax.stop_gradient(without), guidance)
+        shown = jnp.any(batch.inputs[place] != pad, axis=-1)
+        logits = jnp.where(shown[:, None, None], plain, logits)
+    losses = _cross_entropy(logits, codes)
     return jnp.sum(jnp.where(counted, losses, 0.0), axis=1), jnp.sum(counted, axis=1, dtype=jnp.int32)
 
 
-def _text(
-    config: SemanticConfig, network: CausalGPT, batch: Batch, dropout: Dropout | None, remat: str
-) -> tuple[jax.Array, jax.Array]:
+def _text(config: SemanticConfig, network: CausalGPT, batch: Batch, dropout: Dropout | None, remat: str) -> Predicted:
     n = config.text_length
     x = network.embed(batch.inputs[:, 0])
     x = x.at[:, :n].add(network.embed(batch.inputs[:, 1, :n]))
@@ -61,34 +73,74 @@ def _text(
     else:
         head = jnp.concatenate([head[: config.vocab_size], head[end : end + 1]])
     ids = jnp.where(targets == end, config.vocab_size, targets)
-    return _cross_entropy(matmul(hidden, head), ids), targets != IGNORE
+    return matmul(hidden, head), ids, targets != IGNORE
 
 
-def _coarse(
-    config: CoarseConfig, network: CausalGPT, batch: Batch, dropout: Dropout | None, remat: str
-) -> tuple[jax.Array, jax.Array]:
-    n = config.semantic_length
+def _coarse(config: CoarseConfig, network: CausalGPT, batch: Batch, dropout: Dropout | None, remat: str) -> Predicted:
+    n, size = config.semantic_length, config.codebook_size
     hidden = network.hidden(network.embed(batch.inputs), start=n, dropout=dropout, remat=remat)
-    targets = batch.targets[:, n:]
-    size = config.codebook_size
     logits = network.logits(hidden, config.code_offset, config.code_offset + config.n_codebooks * size)
+    targets = batch.targets[:, n:]
     code = jnp.maximum(targets - config.code_offset, 0)  # of an ignored position: any
     due = (code // size)[..., None] == jnp.arange(config.n_codebooks)
     logits = logits.reshape(*targets.shape, config.n_codebooks, size)
     logits = jnp.sum(jnp.where(due[..., None], logits, 0.0), axis=2)
-    return _cross_entropy(logits, code % size), targets != IGNORE
+    return logits, code % size, targets != IGNORE
 
 
-def _fine(
-    config: FineConfig, network: FineGPT, batch: Batch, dropout: Dropout | None, remat: str
-) -> tuple[jax.Array, jax.Array]:
+def unguided(guided: jax.Array, bare: jax.Array, guidance: float) -> jax.Array:
+    """Logits of what is likely, of those of what guidance would draw.
+
+    Classifier-free guidance (Ho and Salimans, arXiv 2207.12598) draws from g = bare + guidance · (shown - bare), where
+    `shown` are the logits after a prompt with its text or its semantic tokens and `bare` those after one without, and
+    needs both at every step. A network whose output is taken for g, and that is trained by the likelihood of this
+    function's result, has learned to give g at once: where its loss is least, it is exactly that.
+    """
+    return (guided + (guidance - 1) * bare) / guidance
+
+
+def own_codes(config: CoarseConfig, network: CausalGPT, batch: Batch, share: float, key: jax.Array) -> Batch:
+    """A coarse batch in which about `share` of the frames show what the network itself draws there.
+
+    That is scheduled sampling (Bengio et al. 2015) in one pass (Mihaylova and Martins 2019): every code is drawn after
+    the true ones, at generation's default temperature, and some of the draws become inputs. Targets stay true, but for
+    a code whose frame shows another one in a codebook below: there is no right answer to that.
+    """
+    n, size = config.semantic_length, config.codebook_size
+    inputs = batch.inputs[:, n + 1 :]  # what the outputs of the positions before should have been
+    code = inputs - config.code_offset
+    real = (code >= 0) & (code < config.n_codebooks * size)
+    codebook = jnp.where(real, code // size, 0)
+    hidden = network.hidden(network.embed(batch.inputs), start=n)[:, :-1]
+    logits = network.logits(hidden, config.code_offset, config.code_offset + config.n_codebooks * size)
+    logits = logits.reshape(*inputs.shape, config.n_codebooks, size)
+    logits = jnp.take_along_axis(logits, codebook[..., None, None], axis=2)[:, :, 0]
+    chance, noise = jax.random.split(key)
+    noise = jax.random.gumbel(noise, logits.shape, jnp.float32)
+    drawn = jnp.argmax(logits / Sampling.coarse_temperature + noise, axis=-1) + config.code_offset + codebook * size
+    frame = jnp.cumsum(codebook == 0, axis=1)
+    chosen = jnp.take_along_axis(jax.random.uniform(chance, frame.shape), frame % frame.shape[1], axis=1) < share
+    shown = jnp.where(chosen & real, drawn.astype(inputs.dtype), inputs)
+    wrong = (shown != inputs) & (codebook < config.n_codebooks - 1)
+    # A wrong code spoils those of its frame that follow: as many as there are codebooks above its own.
+    spoilt = jnp.zeros(batch.targets.shape, bool)
+    for later in range(config.n_codebooks - 1):
+        here = wrong & (codebook < config.n_codebooks - 1 - later)
+        spoilt = spoilt.at[:, n + 1 + later :].max(here[:, : here.shape[1] - later])
+    return batch._replace(
+        inputs=batch.inputs.at[:, n + 1 :].set(jax.lax.stop_gradient(shown)),
+        targets=jnp.where(spoilt, IGNORE, batch.targets),
+    )
+
+
+def _fine(config: FineConfig, network: FineGPT, batch: Batch, dropout: Dropout | None, remat: str) -> Predicted:
     codebook = batch.codebook[:, None, None]
     x = network.embed(0, batch.inputs[:, :, 0])
     for q in range(1, config.n_codebooks):
         x = x + jnp.where(q <= codebook, network.embed(q, batch.inputs[:, :, q]), 0.0)
     hidden = network.hidden(x, dropout=dropout, remat=remat)
     heads = jax.vmap(lambda k: network.head(k)[: config.codebook_size])(batch.codebook)
-    return _cross_entropy(jax.vmap(matmul)(hidden, heads), batch.targets), batch.targets != IGNORE
+    return jax.vmap(matmul)(hidden, heads), batch.targets, batch.targets != IGNORE
 
 
 def _cross_entropy(logits: jax.Array, ids: jax.Array) -> jax.Array:

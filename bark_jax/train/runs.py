@@ -350,8 +350,8 @@ class Run:
             figure.savefig(part, format="png", dpi=120)
 
 
-def lock(folder: Path) -> Any:
-    """Keep other processes out of a folder until what is given is closed.
+def lock(folder: Path, work: str = "training") -> Any:
+    """Keep other processes out of a folder until what is given is closed; `work`: what one does in there.
 
     Raises:
       RunError: another process is in it.
@@ -362,7 +362,7 @@ def lock(folder: Path) -> Any:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise RunError(f"another process is training in {folder}: name another folder") from None
+            raise RunError(f"another process is {work} in {folder}: name another folder") from None
         except OSError:  # a file system without locks
             pass
     return file

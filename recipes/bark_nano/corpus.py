@@ -42,6 +42,10 @@ N_HELD_OUT_MIXES, N_HELD_OUT_SENTENCES = 10, 200
 
 SECONDS_PER_CHARACTER, SECONDS_AROUND = 0.062, 0.5
 """Of a clip, measured on both teachers; only to plan how many clips make an hour."""
+TEACHERS = ("hibari", "kokoro")
+BULK = "hibari"
+"""Teacher and voice that says most of the corpus, and that nobody will ask for."""
+
 DURATION_S = (1.0, 12.0)
 """Shorter and longer clips are not used."""
 MAX_WER = 0.15
@@ -116,12 +120,46 @@ def speakers(n: int, names: Sequence[str]) -> list[Speaker]:
     return found
 
 
+def missing(clips: Iterable[Clip], rows: Path) -> Iterator[Clip]:
+    """The clips of a plan to train on that are not in a folder of rows."""
+    from pyarrow import parquet
+
+    from bark_jax.train import data
+
+    files = data.find([rows])
+    there = {id_ for file in files for id_ in parquet.read_table(file, columns=["id"])["id"].to_pylist()}
+    return (clip for clip in clips if clip.split != "heldout" and clip.id not in there)
+
+
 def _weights(rng: random.Random, names: Sequence[str]) -> dict[str, float]:
     drawn = [rng.uniform(0.2, 1.0) for _ in names]
     return {name: round(x / sum(drawn), 3) for name, x in zip(names, drawn, strict=True)}
 
 
-def plan(transcripts: Path, names: Sequence[str], *, bulk_hours: float, n_speakers: int, minutes: float) -> list[Clip]:
+def _begin_plan(transcripts: Path) -> tuple[random.Random, list[str], Iterator[str], list[str]]:
+    """The plan's chance, lines of books, everyday sentences without end, and what is held out of both."""
+    rng = random.Random("plan")
+    books = list(sentences.transcripts(transcripts))
+    rng.shuffle(books)
+    talk = sentences.everyday()
+    heldout = sentences.take(N_HELD_OUT_SENTENCES // 2, talk, set())
+    return rng, books, talk, heldout + books[: N_HELD_OUT_SENTENCES // 2]
+
+
+def heldout_sentences(transcripts: Path) -> list[str]:
+    """The sentences that nothing is trained on: first everyday ones, then lines of LJSpeech's transcripts."""
+    return _begin_plan(transcripts)[3]
+
+
+def plan(
+    transcripts: Path,
+    names: Sequence[str],
+    *,
+    bulk_hours: float,
+    n_speakers: int,
+    minutes: float,
+    named_minutes: float = 0.0,
+) -> list[Clip]:
     """All clips, in the order in which they are spoken: held-out voices, then bulk and speakers mixed, so that a part
     of it is a corpus too.
 
@@ -130,13 +168,10 @@ def plan(transcripts: Path, names: Sequence[str], *, bulk_hours: float, n_speake
       names: of Kokoro's voices.
       bulk_hours: of hibari.
       n_speakers, minutes: of Kokoro, besides those held out, and of each.
+      named_minutes: of each voice of Kokoro's that is no mix, besides these. Clips of a plan without them keep their
+        words and their ids.
     """
-    rng = random.Random("plan")
-    books = list(sentences.transcripts(transcripts))
-    rng.shuffle(books)
-    talk = sentences.everyday()
-    heldout = sentences.take(N_HELD_OUT_SENTENCES // 2, talk, set())
-    heldout += books[: N_HELD_OUT_SENTENCES // 2]
+    rng, books, talk, heldout = _begin_plan(transcripts)
     books = [text for text in books[N_HELD_OUT_SENTENCES // 2 :] if text not in heldout]
     used = set(heldout)
 
@@ -160,8 +195,8 @@ def plan(transcripts: Path, names: Sequence[str], *, bulk_hours: float, n_speake
     reading = list(books)
     clips: list[Clip] = []
 
-    def add(speaker: Speaker, teacher: str, lines: Iterable[str], split: str | None = None) -> None:
-        for i, text in enumerate(lines):
+    def add(speaker: Speaker, teacher: str, lines: Iterable[str], split: str | None = None, first: int = 0) -> None:
+        for i, text in enumerate(lines, first):
             clips.append(
                 Clip(
                     id=f"{speaker.name}/{i:04d}",
@@ -177,13 +212,18 @@ def plan(transcripts: Path, names: Sequence[str], *, bulk_hours: float, n_speake
                 )
             )
 
-    for speaker in speakers(n_speakers, names):
+    cast = speakers(n_speakers, names)
+    for speaker in cast:
         if speaker.heldout:  # ten sentences that all of them say, five of their own
             own = rng.sample(heldout[10:], 5)
             add(speaker, "kokoro", [*heldout[:5], *heldout[-5:], *own], "heldout")
         else:
             add(speaker, "kokoro", texts(60 * minutes))
-    add(Speaker("hibari", Style({}, {}), False, 1.0), "hibari", texts(3600 * bulk_hours))
+    add(Speaker(BULK, Style({}, {}), False, 1.0), BULK, texts(3600 * bulk_hours))
+    for speaker in cast:
+        if named_minutes and not speaker.heldout and speaker.name in names:
+            said = sum(clip.voice == speaker.name for clip in clips)
+            add(speaker, "kokoro", texts(60 * named_minutes), first=said)
     rng.shuffle(clips)
     clips.sort(key=lambda clip: clip.split != "heldout")  # first what measures all else
     return clips
@@ -220,9 +260,9 @@ def trim(audio: np.ndarray, *, keep_s: float = 0.1, floor: float = 0.01) -> np.n
     return audio[max(0, loud[0] - keep) : loud[-1] + keep]
 
 
-def speak(work: Path, assets: Path, *, workers: int) -> None:
-    """Speak what is not there yet."""
-    jobs = [(clip, audio_path(work, clip.id)) for clip in read_plan(work)]
+def speak(work: Path, assets: Path, *, workers: int, teachers: Sequence[str] = TEACHERS) -> None:
+    """Speak what is not there yet, of these teachers."""
+    jobs = [(clip, audio_path(work, clip.id)) for clip in read_plan(work) if clip.teacher in teachers]
     jobs = [(clip, path) for clip, path in jobs if not path.is_file()]
     started, seconds = time.monotonic(), 0.0
     with multiprocessing.get_context("spawn").Pool(workers, _begin, (assets,)) as pool:
@@ -245,7 +285,7 @@ def check(work: Path, whisper: Any) -> None:
     from recipes.bark_nano import listen
 
     path = work / "heard.jsonl"
-    heard = {row["id"] for row in _rows(path)}
+    heard = {row["id"] for row in read_lines(path)}
     waiting = [clip for clip in read_plan(work) if clip.id not in heard and audio_path(work, clip.id).is_file()]
     with path.open("a", encoding="utf-8") as file:
         for done, batch in enumerate(listen.packs(waiting, lambda clip: audio_path(work, clip.id)), 1):
@@ -287,10 +327,10 @@ def read_plan(work: Path) -> list[Clip]:
     path = work / "plan.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: run `python -m recipes.bark_nano.corpus plan` first")
-    return [Clip(**row) for row in _rows(path)]
+    return [Clip(**row) for row in read_lines(path)]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Lines of JSON; one that a killed process left half-written is passed over."""
     if path.is_file():
         for line in path.read_text("utf-8").splitlines():
@@ -311,7 +351,7 @@ def good(work: Path) -> dict[str, Clip]:
     """The clips of the plan that are spoken and understood, by id."""
     fine = {
         row["id"]
-        for row in _rows(work / "heard.jsonl")
+        for row in read_lines(work / "heard.jsonl")
         if DURATION_S[0] <= row["seconds"] <= DURATION_S[1] and row["errors"] <= MAX_WER * row["words"]
     }
     return {clip.id: clip for clip in read_plan(work) if clip.id in fine}
@@ -336,11 +376,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     planning = commands.add_parser("plan", help="decide who says what")
     planning.add_argument("--transcripts", type=Path, default=SHARED / "ljspeech" / "transcripts.tsv")
-    planning.add_argument("--bulk-hours", type=float, default=13.0, help="of hibari (13)")
+    planning.add_argument("--bulk-hours", type=float, default=30.0, help="of hibari (30)")
     planning.add_argument("--speakers", type=int, default=155, help="of Kokoro, besides 12 held out (155)")
     planning.add_argument("--minutes", type=float, default=2.2, help="of each of them (2.2)")
+    planning.add_argument("--named-minutes", type=float, default=12.0, help="more, of each that is no mix (12)")
+    planning.add_argument("--without", type=Path, help="leave out clips of this folder of rows, and held-out ones")
     speaking = commands.add_parser("speak", help="make the audio")
     speaking.add_argument("--workers", type=int, default=2, help="processes (2)")
+    speaking.add_argument("--teacher", choices=TEACHERS, help="only what this one says")
     commands.add_parser("check", help="let whisper listen")
     recording = commands.add_parser("record", help="bring real recordings to 24 kHz")
     recording.add_argument("--shared", type=Path, default=SHARED, help="folder with librispeech/ and ljspeech/")
@@ -356,11 +399,14 @@ def _run(options: argparse.Namespace, work: Path, assets: Path) -> None:
             bulk_hours=options.bulk_hours,
             n_speakers=options.speakers,
             minutes=options.minutes,
+            named_minutes=options.named_minutes,
         )
+        if options.without is not None:
+            clips = list(missing(clips, options.without))
         write_lines(work / "plan.jsonl", map(dataclasses.asdict, clips))
         print(f"{len(clips):,} clips of {len({clip.voice for clip in clips})} voices")
     elif options.command == "speak":
-        speak(work, assets, workers=options.workers)
+        speak(work, assets, workers=options.workers, teachers=[options.teacher] if options.teacher else TEACHERS)
     elif options.command == "record":
         record(work, options.shared)
     else:

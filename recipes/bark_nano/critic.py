@@ -128,9 +128,22 @@ class NormConv(nnx.Module):
         self.size = nnx.Param(jnp.full((n_out,), 1.4, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def weight(self) -> jax.Array:
         direction = self.direction[...]
-        weight = direction * (self.size[...] * lax.rsqrt(jnp.sum(jnp.square(direction), axis=(0, 1, 2)) + 1e-12))
+        return direction * (self.size[...] * lax.rsqrt(jnp.sum(jnp.square(direction), axis=(0, 1, 2)) + 1e-12))
+
+    def frames(self, x: jax.Array) -> jax.Array:
+        """(B, T, in) → (B, T, out), for a kernel that is 1 wide: as one product."""
+        weight = self.weight()
+        n, kt = x.shape[1], len(weight)
+        reach = self.dilation * (kt // 2)
+        x = jnp.pad(x, ((0, 0), (reach, reach), (0, 0))).astype(self.dtype)
+        x = jnp.concatenate([x[:, i * self.dilation : i * self.dilation + n] for i in range(kt)], axis=-1)
+        y = x @ weight.reshape(-1, weight.shape[-1]).astype(self.dtype)
+        return y.astype(jnp.float32) + self.bias[...]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight = self.weight()
         kt, kf = weight.shape[:2]
         y = lax.conv_general_dilated(
             x.astype(self.dtype),
@@ -167,14 +180,46 @@ class STFTCritic(nnx.Module):
         return self.out(x)[..., 0], seen
 
 
-class Critics(nnx.Module):
-    """One critic for each window."""
+class FrameCritic(nnx.Module):
+    """As `STFTCritic`, with a frame's frequencies as channels: three frames at a time, and all of it in dense products.
 
-    def __init__(self, windows: tuple[int, ...], filters: int, *, dtype: str = "float32", rngs: nnx.Rngs):
-        self.critics = nnx.List(STFTCritic(window, filters, dtype=dtype, rngs=rngs) for window in windows)
+    It looks for no pattern at every frequency alike, and so knows less for its size; but a processor that is slow at
+    2-D convolutions and their gradients takes a tenth of the time (`benchmarks/NOTES.md`).
+    """
+
+    def __init__(self, window: int, width: int, *, dtype: str = "float32", rngs: nnx.Rngs):
+        self.window = window
+        conv = functools.partial(NormConv, dtype=dtype, rngs=rngs)
+        self.first = conv(2 * (window // 2 + 1), width, (1, 1))
+        self.convs = nnx.List([conv(width, width, (3, 1), dilation=2**i) for i in range(3)])
+        self.out = conv(width, 1, (3, 1))
+
+    def __call__(self, audio: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        parts = jnp.concatenate(stft(audio, self.window, self.window // 4), axis=-1)
+        halves = jnp.split(parts, 2, axis=-1)
+        # To the power 0.3, or the few loud frequencies would be all that counts.
+        x = parts * jnp.tile((jnp.square(halves[0]) + jnp.square(halves[1]) + 1e-6) ** -0.35, (1, 1, 2))
+        seen = []
+        for conv in (self.first, *self.convs):
+            x = jax.nn.leaky_relu(conv.frames(x), 0.2)
+            seen.append(x)
+        return self.out.frames(x)[..., 0], seen
+
+
+class Critics(nnx.Module):
+    """One critic for each window, of a `kind`: "stft" or "frames"; `filters` is the width of its layers."""
+
+    def __init__(
+        self, windows: tuple[int, ...], filters: int, *, kind: str = "stft", dtype: str = "float32", rngs: nnx.Rngs
+    ):
+        one = KINDS[kind]
+        self.critics = nnx.List(one(window, filters, dtype=dtype, rngs=rngs) for window in windows)
 
     def __call__(self, audio: jax.Array) -> list[tuple[jax.Array, list[jax.Array]]]:
         return [critic(audio) for critic in self.critics]
+
+
+KINDS = {"stft": STFTCritic, "frames": FrameCritic}
 
 
 def critic_loss(critics: Any, real: jax.Array, copy: jax.Array) -> jax.Array:

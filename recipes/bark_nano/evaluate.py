@@ -1,4 +1,5 @@
-"""How good each part is: ``python -m recipes.bark_nano.evaluate codec``. A table, and one line of JSON at the end.
+"""How good each part is: ``python -m recipes.bark_nano.evaluate codec``, or ``speech`` (`recipes.bark_nano.speech`). A
+table, and one line of JSON at the end.
 
 ``WORK/evaluation/codec`` keeps what the figures are made of: ``clips.jsonl``, a line per clip and coder,
 ``units.jsonl``, a line per clip, and the audio.
@@ -267,27 +268,46 @@ def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_rea
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.evaluate", description="Measure what was made.")
-    parser.add_argument("part", choices=("codec",))
-    parser.add_argument("--work", type=Path, default=corpus.WORK)
-    parser.add_argument("--assets", type=Path, help="default: WORK/assets")
-    parser.add_argument("--voices", type=int, default=60, help="clips of held-out voices (60)")
-    parser.add_argument("--real", type=int, default=40, help="clips of LibriSpeech's test speakers (40)")
-    parser.add_argument("--no-wer", action="store_true", help="do not let whisper listen")
+    parts = parser.add_subparsers(dest="part", required=True)
+    ours = argparse.ArgumentParser(add_help=False)
+    ours.add_argument("--work", type=Path, default=corpus.WORK)
+    ours.add_argument("--assets", type=Path, help="default: WORK/assets")
+    codec = parts.add_parser("codec", parents=[ours], help="the codec and the units")
+    codec.add_argument("--voices", type=int, default=60, help="clips of held-out voices (60)")
+    codec.add_argument("--real", type=int, default=40, help="clips of LibriSpeech's test speakers (40)")
+    codec.add_argument("--no-wer", action="store_true", help="do not let whisper listen")
+    speech = parts.add_parser("speech", parents=[ours], help="text to speech")
+    speech.add_argument("--model", default="bark-nano", help="a native folder, or bark-nano (the one that is bundled)")
+    speech.add_argument("--transcripts", type=Path, default=corpus.SHARED / "ljspeech" / "transcripts.tsv")
+    speech.add_argument("--seeds", type=int, default=3, help="runs over all lines (3)")
+    speech.add_argument("--every", type=int, default=1, help="one line of so many (1)")
+    speech.add_argument("--no-speed", action="store_true", help="without the speeds")
     options = parser.parse_args(argv)
-    return run(
-        lambda: print(
-            json.dumps(
-                evaluate_codec(
-                    options.work,
-                    options.assets or options.work / "assets",
-                    options.work / "codec" / "codec.safetensors",
-                    n_voices=options.voices,
-                    n_real=options.real,
-                    wer=not options.no_wer,
-                )
+    assets = options.assets or options.work / "assets"
+
+    def measure() -> dict[str, Any]:
+        if options.part == "codec":
+            return evaluate_codec(
+                options.work,
+                assets,
+                options.work / "codec" / "codec.safetensors",
+                n_voices=options.voices,
+                n_real=options.real,
+                wer=not options.no_wer,
             )
+        from recipes.bark_nano.speech import evaluate_speech
+
+        return evaluate_speech(
+            options.work,
+            assets,
+            options.transcripts,
+            options.model,
+            seeds=options.seeds,
+            every=options.every,
+            timed=not options.no_speed,
         )
-    )
+
+    return run(lambda: print(json.dumps(measure())))
 
 
 if __name__ == "__main__":

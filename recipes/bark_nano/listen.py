@@ -9,16 +9,16 @@ and "seven forty-five" are the same.
 from __future__ import annotations
 
 import importlib.resources
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from bark_jax import judges
 from bark_jax.files import new_folder
+from bark_jax.judges import RATE, errors
 
-RATE = 16_000
 PACK_S, GAP_S = 27.0, 0.5
 """Longest pack, and the silence between its clips."""
 
@@ -64,7 +64,7 @@ def packs(items: Iterable[T], path: Callable[[T], Path]) -> Iterator[list[tuple[
         yield pack
 
 
-class Whisper:
+class Whisper(judges.Listener):
     """The recogniser.
 
     Args:
@@ -73,28 +73,7 @@ class Whisper:
     """
 
     def __init__(self, assets: Path, *, threads: int = 1):
-        from faster_whisper import WhisperModel
-        from whisper_normalizer.english import EnglishTextNormalizer
-
-        self.model = WhisperModel(str(folder(assets)), device="cpu", compute_type="int8", cpu_threads=threads)
-        self._normalise = EnglishTextNormalizer()
-
-    def words(self, text: str) -> list[str]:
-        """What is compared: normalised words, numbers as single digits."""
-        return re.sub(r"\d", r" \g<0> ", self._normalise(text)).split()
-
-    def hear(self, audio: np.ndarray) -> str:
-        """Text of (samples,) float32 at 16 kHz, greedily."""
-        segments, _ = self.model.transcribe(
-            audio,
-            language="en",
-            beam_size=1,
-            temperature=0.0,
-            without_timestamps=True,
-            condition_on_previous_text=False,
-            vad_filter=False,
-        )
-        return " ".join(segment.text.strip() for segment in segments)
+        super().__init__(str(folder(assets)), threads=threads)
 
     def compare(self, pack: Sequence[tuple[Any, np.ndarray]]) -> list[tuple[Any, float, int, int]]:
         """(item, seconds, wrong words, words) of each; an item's `text` is what it should say."""
@@ -107,29 +86,3 @@ class Whisper:
             out.append((item, len(audio) / RATE, int(wrong[start : start + len(words)].sum()), len(words)))
             start += len(words)
         return out
-
-
-def errors(wanted: Sequence[str], heard: Sequence[str]) -> np.ndarray:
-    """(len(wanted),) int: errors at each wanted word along a best alignment: another, none, or more words after it."""
-    n, m = len(wanted), len(heard)
-    cost = np.zeros((n + 1, m + 1), np.int32)
-    cost[:, 0], cost[0] = np.arange(n + 1), np.arange(m + 1)
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            cost[i, j] = min(
-                cost[i - 1, j - 1] + (wanted[i - 1] != heard[j - 1]), cost[i - 1, j] + 1, cost[i, j - 1] + 1
-            )
-    out = np.zeros(n, np.int64)
-    i, j = n, m
-    while i or j:
-        if i and j and cost[i, j] == cost[i - 1, j - 1] + (wanted[i - 1] != heard[j - 1]):
-            out[i - 1] += wanted[i - 1] != heard[j - 1]
-            i, j = i - 1, j - 1
-        elif j and cost[i, j] == cost[i, j - 1] + 1:
-            if n:
-                out[max(i - 1, 0)] += 1
-            j -= 1
-        else:
-            out[i - 1] += 1
-            i -= 1
-    return out

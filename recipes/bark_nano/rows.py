@@ -2,18 +2,28 @@
 
     text ────────────────────────────────────────────────┐
     audio ─▶ units (step 2's network, 50 a second) ──────┼─▶ WORK/rows/said-*.parquet, recorded-*.parquet
-          └▶ codec (step 3, 75 frames a second, 8 codes) ┘
+          └▶ codec (step 3, 75 frames a second, 8 codes) ┘   read-*.parquet: --bulk, text and units alone
 
 Rows of understood clips, and of recordings of people; these have no text and are for the coarse and fine stages. None
 is of a held-out voice. The units are the network's, not whisper's: those `Bark.audio_to_semantic` gives of a voice
 prompt. ``WORK/rows`` says of which codec and network it is made, and goes on where it was stopped; with others it must
 be made anew. Another decoder of the same codec changes no code (`train_codec --trained decoder`).
+
+``--bulk`` writes what the bulk voice reads as rows for the text stage alone, without codes, and without whisper having
+listened: checking 15 hours takes longer than speaking and reading them. Of the first 13 hours planned for that voice, 6
+in 100 clips did not become rows, refused by whisper or too long.
+
+``--shift ROWS`` writes rows of speakers that nobody is, to ``WORK/shifted``, for the coarse and fine stages: a clip
+played faster or slower has another pitch and other resonances (speed perturbation, Ko et al. 2015). Of the voices in
+ROWS each is played at two paces; its audio is what the codec makes of its codes. What the bulk voice reads is divided
+among many paces.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -22,17 +32,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import safetensors.numpy
 
 from bark_jax import codec as codecs
 from bark_jax import units as networks
-from bark_jax.audio import read
+from bark_jax.audio import read, resample
 from bark_jax.files import replacing
 from bark_jax.train import data
 from recipes.bark_nano import corpus, evaluate, run, units
 from recipes.bark_nano.train_codec import CONFIG
 
 CLIPS_PER_FILE, CLIPS_AT_ONCE = 1000, 8
+
+SLOWER, FASTER = (0.82, 0.94), (1.06, 1.22)
+"""The two paces of a voice are somewhere in these: far enough to be others, near enough to be speech of its kind."""
+BULK_PACES = tuple(round(0.75 * (1.33 / 0.75) ** (i / 59), 4) for i in range(60))
 
 
 def fit(labels: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,9 +88,9 @@ def made_from(codec: Path, network: Path) -> dict[str, str]:
     return {"codec": digest.hexdigest(), "units": hashlib.sha256(network.read_bytes()).hexdigest()}
 
 
-def begin(work: Path) -> Path:
-    """The folder of the rows, if it is new or of the same codec and units."""
-    folder = work / "rows"
+def begin(work: Path, name: str = "rows") -> Path:
+    """A folder of rows, if it is new or of the same codec and units."""
+    folder = work / name
     about = folder / "made-from.json"
     now = made_from(work / "codec" / "codec.safetensors", work / "units" / "units.safetensors")
     if not about.is_file():
@@ -119,11 +134,98 @@ def write(work: Path) -> None:
                 print(f"{path.name}: {len(some):,} rows, {time.monotonic() - began:.0f} s", flush=True)
 
 
+def bulk(work: Path) -> Iterator[dict[str, Any]]:
+    """Rows of the bulk voice's clips that last as long as a clip may."""
+    network = networks.load(work / "units" / "units.safetensors")
+    low, high = corpus.DURATION_S
+    for clip in corpus.read_plan(work):
+        path = corpus.audio_path(work, clip.id)
+        if clip.teacher == corpus.BULK and path.is_file():
+            audio = read(path, CONFIG.sample_rate)
+            if low <= len(audio) / CONFIG.sample_rate <= high:
+                heard = networks.encode(network, audio)
+                yield {"id": clip.id, "split": clip.split, "text": clip.text, "voice": clip.voice, "semantic": heard}
+
+
+def write_bulk(work: Path) -> None:
+    """Write the bulk voice's rows, all of them."""
+    folder, rows = begin(work), bulk(work)
+    for number in itertools.count():
+        some = list(itertools.islice(rows, CLIPS_PER_FILE))
+        if not some:
+            break
+        data.write(folder / f"read-{number:05d}.parquet", some)
+        print(f"read-{number:05d}.parquet: {len(some):,} rows", flush=True)
+
+
+def paces(voice: str) -> tuple[float, float]:
+    """The two paces of a voice, the same whenever it is asked."""
+    low, high = hashlib.sha256(voice.encode()).digest()[:2]
+    between = lambda ends, at: round(ends[0] + (ends[1] - ends[0]) * at / 255, 4)  # noqa: E731
+    return between(SLOWER, low), between(FASTER, high)
+
+
+def at_pace(audio: np.ndarray, pace: float) -> np.ndarray:
+    """A clip (samples,) as a tape machine would play it `pace` times as fast."""
+    return resample(audio, round(CONFIG.sample_rate * pace), CONFIG.sample_rate)
+
+
+def to_shift(work: Path, others: Path) -> Iterator[tuple[str, str, float, Path | np.ndarray]]:
+    """(id, voice, pace, its file or its codes) of every clip to make: those of `others`, then the bulk voice's."""
+    for file in sorted(others.glob("said-*.parquet")):
+        for row in pyarrow.parquet.read_table(file, columns=["id", "voice", "split", "fine"]).to_pylist():
+            if row["split"] == "train" and row["voice"] != corpus.BULK:
+                for pace in paces(row["voice"]):
+                    yield row["id"], row["voice"], pace, np.array(row["fine"], np.int32)
+    for clip in corpus.read_plan(work):
+        path = corpus.audio_path(work, clip.id)
+        if clip.teacher == corpus.BULK and clip.split == "train" and path.is_file():
+            at = hashlib.sha256(clip.id.encode()).digest()[0] % len(BULK_PACES)
+            yield clip.id, clip.voice, BULK_PACES[at], path
+
+
+def shifted(work: Path, chosen: Sequence[tuple[str, str, float, Path | np.ndarray]]) -> Iterator[dict[str, Any]]:
+    """Rows of clips at their paces, in their order."""
+    codec = evaluate.load_codec(work / "codec" / "codec.safetensors")
+    network = networks.load(work / "units" / "units.safetensors")
+    for start in range(0, len(chosen), CLIPS_AT_ONCE):
+        some = chosen[start : start + CLIPS_AT_ONCE]
+        given = [codes if isinstance(codes, np.ndarray) else np.zeros((1, 0), np.int32) for *_, codes in some]
+        given += given[:1] * (CLIPS_AT_ONCE - len(some))  # as many rows in every call: compiled once
+        waves = codecs.decode(codec, given)
+        audio = [
+            at_pace(read(source, CONFIG.sample_rate) if isinstance(source, Path) else wave, pace)
+            for (_, _, pace, source), wave in zip(some, waves, strict=False)
+        ]
+        audio += [audio[0][:1]] * (CLIPS_AT_ONCE - len(some))
+        for (id_, voice, pace, _), clip, codes in zip(some, audio, codecs.encode(codec, audio), strict=False):
+            semantic, fine = fit(networks.encode(network, clip), np.asarray(codes))
+            name = f"{voice}x{pace:.4f}"
+            yield {"id": f"{id_}x{pace:.4f}", "split": "train", "voice": name, "semantic": semantic, "fine": fine}
+
+
+def write_shifted(work: Path, others: Path) -> None:
+    """Write what is not there yet."""
+    folder = begin(work, "shifted")
+    chosen = sorted(to_shift(work, others), key=lambda item: hashlib.sha256(f"{item[0]}{item[2]}".encode()).digest())
+    began = time.monotonic()
+    for number, start in enumerate(range(0, len(chosen), CLIPS_PER_FILE)):
+        path = folder / f"shifted-{number:05d}.parquet"
+        if not path.is_file():
+            size = lambda item: item[3].shape[1] / 75 if isinstance(item[3], np.ndarray) else 4.0  # noqa: E731
+            data.write(path, shifted(work, sorted(chosen[start : start + CLIPS_PER_FILE], key=size)))
+            print(f"{path.name} of {-(-len(chosen) // CLIPS_PER_FILE)}, {time.monotonic() - began:.0f} s", flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.rows", description="Tokenise the corpus.")
     parser.add_argument("--work", type=Path, default=corpus.WORK)
+    parser.add_argument("--bulk", action="store_true", help="the bulk voice's rows, for the text stage alone")
+    parser.add_argument("--shift", type=Path, metavar="ROWS", help="the voices of these rows at other paces")
     options = parser.parse_args(argv)
-    return run(lambda: write(options.work))
+    if options.shift is not None:
+        return run(lambda: write_shifted(options.work, options.shift))
+    return run(lambda: (write_bulk if options.bulk else write)(options.work))
 
 
 if __name__ == "__main__":

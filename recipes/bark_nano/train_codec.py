@@ -45,6 +45,7 @@ from bark_jax.config import CodecConfig
 from bark_jax.units import LogMelUnits
 from recipes.bark_nano import corpus, run
 from recipes.bark_nano.critic import (
+    KINDS,
     Critics,
     audible_distance,
     content_distance,
@@ -98,6 +99,8 @@ class Settings:
     """Share of the steps, at the end, in which the learning rates fall along a cosine; before, they stay."""
     last_rate: float = 0.05
     """Share of the learning rate at the end of it."""
+    critic_kind: str = "stft"
+    """"stft", or "frames" where 2-D convolutions are slow (`critic.FrameCritic`; then some 256 filters)."""
     critic_rate: float = 2e-4
     critic_windows: tuple[int, ...] = (2048, 1024, 512)
     critic_filters: int = 8
@@ -280,6 +283,8 @@ class Trainer:
         if round(settings.seconds * config.sample_rate) % config.hop_length:
             frame = f"{config.hop_length / config.sample_rate:.6g} s"
             raise ValueError(f"seconds is {settings.seconds}: a crop must be a whole number of frames of {frame}")
+        if settings.critic_kind not in KINDS:
+            raise ValueError(f"critic_kind is {settings.critic_kind!r}: choose one of {', '.join(KINDS)}")
         if settings.trained not in ("all", "decoder"):
             raise ValueError(f"trained is {settings.trained!r}: choose one of all, decoder")
         if settings.content and listener is None:
@@ -310,7 +315,8 @@ class Trainer:
 
     def _new_critics(self) -> Critics:
         s = self.settings
-        return Critics(s.critic_windows, s.critic_filters, dtype=s.critic_dtype, rngs=nnx.Rngs(s.seed + 1))
+        rngs = nnx.Rngs(s.seed + 1)
+        return Critics(s.critic_windows, s.critic_filters, kind=s.critic_kind, dtype=s.critic_dtype, rngs=rngs)
 
     def start(self, made: Mapping[str, np.ndarray] | None = None) -> State:
         """A run's beginning: of `first_weights`, or of a codec's tensors by name, its codebooks among them."""
@@ -394,7 +400,8 @@ class Trainer:
             changes: Any = updates
             updates = {n: x if n.startswith("decoder.") else jnp.zeros_like(x) for n, x in changes.items()}
         params: Any = optax.apply_updates(state.params, updates)
-        average = jax.tree.map(lambda a, b: s.average * a + (1 - s.average) * b, state.average, params)
+        # In this form a tensor that is not trained stays as it is to the bit.
+        average = jax.tree.map(lambda a, b: a + (1 - s.average) * (b - a), state.average, params)
         after = state._replace(params=params, average=average, optimizer=optimizer)
         metrics = {"loss": total, **parts, "norm": optax.tree.norm(gradient)}
         if seen is not None and whole:
@@ -543,6 +550,10 @@ def train(
         made = safetensors.numpy.load_file(begin)
         settings = dataclasses.replace(settings, quantize_from=0)
     listener = units.load(work / "units" / "units.safetensors") if settings.content else None
+    if listener is not None and not isinstance(listener, LogMelUnits):
+        raise ValueError(
+            f"{work / 'units'} has a network that reads no log mel spectra: the codec is judged by bark-nano's"
+        )
     trainer = Trainer(settings, listener=listener)
     kept = Run(work / "codec")
     kept.remember(settings)

@@ -1,0 +1,234 @@
+"""Step 5, the three GPTs: ``python -m recipes.bark_nano.gpts begin`` makes what their training starts from.
+
+    texts ─▶ gpts pieces ─▶ made/tokenizer.json
+    sizes, pieces ─▶ first weights (positions that know where to look) ─▶ WORK/first, a native folder
+    rows ─▶ gpts voices ─▶ WORK/voices: those of all voices but the bulk's, for coarse and fine
+    WORK/first, rows ─▶ bark-jax train text.toml, coarse.toml, fine.toml ─▶ WORK/text, coarse, fine
+    products of the three, codec, units, presets, card ─▶ gpts assemble ─▶ WORK/bark-nano, a native folder
+
+Knows the sizes of bark-nano and how it reads; training is `bark_jax.train`, with the settings of the three TOML files
+beside this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import safetensors.numpy
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from bark_jax import weights
+from bark_jax.config import BarkConfig, CoarseConfig, FineConfig, FineGPTConfig, GPTConfig, SemanticConfig
+from bark_jax.files import new_folder, replacing
+from bark_jax.hub import STAGES
+from bark_jax.text import load_tokenizer
+from bark_jax.train import data
+from bark_jax.voice import Voice
+from recipes.bark_nano import corpus, first_weights, run
+from recipes.bark_nano.train_codec import CONFIG as CODEC
+
+MADE = Path(__file__).parent / "made"
+CARD = Path(__file__).parent / "card.md"
+"""The model card, which goes with the model."""
+
+TOKENIZER = MADE / "tokenizer.json"
+N_PIECES = 600
+"""Whole words, beginnings and continuations of words, letters, digits and signs."""
+UNKNOWN = "[UNK]"
+"""A sign that the corpus does not have, or a word with such a letter."""
+
+N_UNITS, PIECES_PER_UNIT = 500, 0.134
+"""Semantic ids, and pieces of the corpus's texts for one of them."""
+
+
+def learn_pieces(texts: Iterable[str], n: int = N_PIECES) -> Tokenizer:
+    """WordPieces of texts in small letters without accents; typographers' signs become what is like them.
+
+    Pieces, and not letters: a network reads what comes before a place of its prompt, and how a letter sounds is decided
+    by those after it (`benchmarks/NOTES.md`, "What bark-nano reads").
+    """
+    made = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    alike = {"[‘’]": "'", "[—–]": "-", "…": "...", '["“”«»]': ""}
+    made.normalizer = normalizers.Sequence(
+        [
+            *(normalizers.Replace(Regex(pattern), sign) for pattern, sign in alike.items()),
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+        ]
+    )
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(True)])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=n, special_tokens=[UNKNOWN], continuing_subword_prefix="##", show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    return made
+
+
+def pieces(rows: Path, path: Path) -> None:
+    """Write the tokenizer of the texts of `rows`."""
+    files = sorted(rows.glob("said-*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"there are no rows in {rows}: run `python -m recipes.bark_nano.rows` first")
+    texts = (text for file in files for text in pyarrow.parquet.read_table(file, columns=["text"])["text"].to_pylist())
+    with replacing(path) as part:
+        part.write_text(learn_pieces(texts).to_str(), "utf-8")
+
+
+@functools.cache
+def config() -> BarkConfig:
+    """The sizes of bark-nano.
+
+    Prompts are short, because most of what a small machine computes are prompts: 96 pieces of text (the longest of the
+    corpus has 67, 151 characters, and lasts 9.4 s), 2 s of codes, and 0.6 s of them at a time.
+    """
+    n_text = load_tokenizer(TOKENIZER).get_vocab_size()
+    semantic = SemanticConfig(
+        network=GPTConfig(6, 6, 192, N_UNITS + 3 + n_text, N_UNITS + 1, block_size=96 + 480),
+        text_length=96,
+        text_offset=N_UNITS + 1,
+        text_pad_token=N_UNITS + 1 + n_text,
+        infer_token=N_UNITS + 2 + n_text,
+        vocab_size=N_UNITS,
+        pad_token=N_UNITS,
+        rate_hz=50.0,
+        max_tokens=480,
+    )
+    n_codes = 2 * CODEC.codebook_size
+    coarse = CoarseConfig(
+        network=GPTConfig(6, 5, 160, N_UNITS + n_codes + 2, N_UNITS + n_codes, block_size=152 + 300 + 90),
+        semantic_length=152,  # of 300 tokens before, of the 90 that come, and of 0.4 s after them
+        semantic_pad_token=N_UNITS + n_codes,
+        infer_token=N_UNITS + n_codes + 1,
+        code_offset=N_UNITS,
+        semantic_rate_hz=50.0,
+        max_history=300,
+        window=90,
+    )
+    fine = FineConfig(network=FineGPTConfig(6, 6, 192, 1025, 1025, block_size=192), window=192, hop=96, max_history=96)
+    return BarkConfig(semantic, coarse, fine, CODEC, fingerprint="bark-nano-1")
+
+
+VOICES = "af_heart af_bella af_aoede am_puck am_fenrir am_onyx bf_emma bf_isabella bm_lewis bm_fable".split()
+"""Presets: Kokoro's names, of its American and British voices, female and male."""
+PROMPT_S = (4.0, 7.0)
+"""Length of the clip that a preset is."""
+
+
+def begin(folder: Path, trained: Path | None = None) -> None:
+    """Write a native folder to train from, with the codec of `MADE`.
+
+    Args:
+      trained: a folder with some of ``semantic.safetensors``, ``coarse.safetensors``, ``fine.safetensors`` to go on
+        from; the others, and without it all, are first weights (see `first_weights`).
+    """
+    settings = config()
+    with weights.Writer(folder, settings, TOKENIZER.read_text("utf-8")) as writer:
+        for network in STAGES.values():
+            path = None if trained is None else trained / f"{network}.safetensors"
+            if path is not None and path.is_file():
+                writer.write(network, weights.read_network(path, settings, network))
+                continue
+            module = weights.build(settings, network)
+            random = {name: np.asarray(x) for name, x in weights.names(module).items()}
+            writer.write(network, first_weights.gpt(random, settings, network, PIECES_PER_UNIT))
+        writer.write("codec", safetensors.numpy.load_file(MADE / "codec.safetensors"))
+
+
+def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voices: Mapping[str, Voice]) -> None:
+    """Write bark-nano: the three GPTs (float32 tensors by name) in bfloat16, codec and units of `MADE`, and voices."""
+    with new_folder(folder) as made:
+        with weights.Writer(made, config(), TOKENIZER.read_text("utf-8")) as writer:
+            for network, tensors in networks.items():
+                low = {
+                    name: x.astype(weights.DTYPES["bfloat16"]) if weights.is_matrix(network, x.shape) else x
+                    for name, x in tensors.items()
+                }
+                writer.write(network, low)
+            writer.write("codec", safetensors.numpy.load_file(MADE / "codec.safetensors"))
+        shutil.copyfile(MADE / "units.safetensors", made / "units.safetensors")
+        shutil.copyfile(CARD, made / "README.md")
+        (made / "voices").mkdir()
+        for name, voice in voices.items():
+            voice.check(config())
+            voice.save(made / "voices" / f"{name}.safetensors")
+
+
+def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The products of the three runs."""
+    return {
+        network: weights.read_network(work / stage / f"{network}.safetensors", config(), network)
+        for stage, network in STAGES.items()
+    }
+
+
+def without_bulk(rows: Path, folder: Path) -> None:
+    """Write the rows of all other voices, for the stages that learn voices: 69 in 100 are `corpus.BULK`'s.
+
+    It teaches the text stage words, which are nobody's; the other two would learn one voice more than all others.
+    """
+    with new_folder(folder) as made:
+        for file in data.find([rows]):
+            table = pyarrow.parquet.read_table(file)
+            others = [voice != corpus.BULK for voice in table["voice"].to_pylist()]
+            if any(others):
+                pyarrow.parquet.write_table(table.filter(pyarrow.array(others)), made / file.name)
+
+
+def preset(rows: Iterable[Mapping[str, Any]]) -> Voice:
+    """A voice out of its rows: the clip whose length is nearest to the middle of `PROMPT_S`."""
+    rate = config().semantic.rate_hz
+    chosen = min(rows, key=lambda row: (abs(len(row["semantic"]) / rate - sum(PROMPT_S) / 2), row["id"]))
+    fine = np.array(chosen["fine"], np.int32)
+    return Voice(np.array(chosen["semantic"], np.int32), fine[:2], fine, model=config().fingerprint)
+
+
+def presets(rows: Path) -> dict[str, Voice]:
+    """The voices of `VOICES`, from their clips in the training set."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VOICES}
+    for file in sorted(rows.glob("said-*.parquet")):
+        table = pyarrow.parquet.read_table(file, columns=["id", "voice", "split", "semantic", "fine"])
+        chosen = [name in found for name in table["voice"].to_pylist()]
+        for row in table.filter(pyarrow.array(chosen)).to_pylist():
+            if row["split"] == "train":
+                found[row["voice"]].append(row)
+    return {name: preset(clips) for name, clips in found.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.gpts", description="The three GPTs.")
+    parser.add_argument("step", choices=("pieces", "begin", "voices", "assemble"))
+    parser.add_argument("--work", type=Path, default=corpus.WORK)
+    parser.add_argument("--trained", type=Path, help="of begin: a folder with trained networks to go on from")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="a new folder; default: WORK/first of begin, WORK/voices of voices, WORK/bark-nano of assemble",
+    )
+    parser.add_argument("--rows", type=Path, default=MADE / "rows", help="the corpus as tokens; default: made/rows")
+    options = parser.parse_args(argv)
+
+    def step() -> None:
+        if options.step == "pieces":
+            pieces(options.rows, TOKENIZER)
+        elif options.step == "begin":
+            begin(options.out or options.work / "first", options.trained)
+        elif options.step == "voices":
+            without_bulk(options.rows, options.out or options.work / "voices")
+        else:
+            assemble(options.out or options.work / "bark-nano", products(options.work), presets(options.rows))
+
+    return run(step)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

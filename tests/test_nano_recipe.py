@@ -1,0 +1,205 @@
+"""The recipe of bark-nano's three GPTs, and how its speech is judged: what can be tested without its teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+
+import pyarrow.parquet
+
+from bark_jax import text, weights
+from bark_jax.bark import load
+from bark_jax.train import data
+from bark_jax.train.config import TrainConfig
+from recipes.bark_nano import corpus, first_weights, gpts, speech
+
+CONFIG = gpts.config()
+RECIPE = Path(gpts.__file__).parent
+with_rows = pytest.mark.skipif(not (gpts.MADE / "rows").is_dir(), reason="made/rows is not in the source distribution")
+
+
+@pytest.fixture(scope="module")
+def first() -> dict[str, dict[str, np.ndarray]]:
+    """First weights of the three GPTs."""
+    made = {}
+    for network in gpts.STAGES.values():
+        random = {name: np.asarray(x) for name, x in weights.names(weights.build(CONFIG, network)).items()}
+        made[network] = first_weights.gpt(random, CONFIG, network, gpts.PIECES_PER_UNIT)
+        assert made[network].keys() == random.keys()
+        assert all(
+            made[network][name].shape == x.shape and made[network][name].dtype == x.dtype for name, x in random.items()
+        )
+        same = [name for name, x in random.items() if np.array_equal(x, made[network][name])]
+        assert len(random) - len(same) == 4  # tables of tokens and positions, and two layers' heads
+    return made
+
+
+class TestPieces:
+    @pytest.fixture(scope="class")
+    def tokenizer(self) -> Any:
+        return text.load_tokenizer(gpts.TOKENIZER, CONFIG.semantic)
+
+    @with_rows
+    def test_they_are_those_of_the_corpus(self, tokenizer: Any) -> None:
+        """The kept file against one learnt anew: the same, but for pieces that are equally common."""
+        files = sorted((gpts.MADE / "rows").glob("said-*.parquet"))
+        texts = [t for file in files for t in pyarrow.parquet.read_table(file, columns=["text"])["text"].to_pylist()]
+        again = gpts.learn_pieces(texts)
+        assert tokenizer.get_vocab_size() == again.get_vocab_size() == gpts.N_PIECES
+        assert len(tokenizer.get_vocab().keys() & again.get_vocab().keys()) >= gpts.N_PIECES - 5
+        assert not any(text.unknown(tokenizer, line) for line in texts[::10])
+        lengths = [text.count_tokens(tokenizer, line) for line in texts]
+        assert max(lengths) < 0.75 * CONFIG.semantic.text_length
+
+    def test_any_word_can_be_written(self, tokenizer: Any) -> None:
+        said = tokenizer.encode("  HÉLLO  “zqxjkv’s” — 70…\n").tokens
+        assert "".join(said).replace("##", "") == "hellozqxjkv's-70..."
+        for letter in "abcdefghijklmnopqrstuvwxyz":
+            assert {letter, f"##{letter}"} <= tokenizer.get_vocab().keys()
+
+    def test_what_is_not_known(self, tokenizer: Any) -> None:
+        assert text.unknown(tokenizer, "What (is) 日本? £5 is known.") == ["(", ")", "日本"]
+        assert text.unknown(tokenizer, "É, it is.") == []
+
+
+@pytest.mark.parametrize("stage", gpts.STAGES)
+def test_settings_of_the_runs(stage: str) -> None:
+    settings = TrainConfig.load(RECIPE / f"{stage}.toml")
+    assert settings.stage == stage and settings.optimizer == "muon"
+    assert Path(settings.out) == corpus.WORK / stage
+    learns_from = gpts.MADE / "rows" if stage == "text" else RECIPE.parents[1] / corpus.WORK / "voices"
+    assert RECIPE.parents[1] / settings.data[0] == learns_from
+
+
+def test_voices_are_all_but_the_bulk(tmp_path: Path) -> None:
+    def row(id_: str, voice: str) -> dict[str, Any]:
+        return {
+            "id": id_,
+            "split": "train",
+            "text": "Yes.",
+            "voice": voice,
+            "semantic": np.arange(4),
+            "fine": np.zeros((8, 6), int),
+        }
+
+    data.write(tmp_path / "rows" / "said-0.parquet", [row("a", corpus.BULK), row("b", "af_heart")])
+    data.write(tmp_path / "rows" / "read-0.parquet", [row("c", corpus.BULK)])
+    gpts.without_bulk(tmp_path / "rows", tmp_path / "voices")
+    (file,) = (tmp_path / "voices").iterdir()
+    assert pyarrow.parquet.read_table(file)["id"].to_pylist() == ["b"]
+    assert file.name == "said-0.parquet"
+
+
+class TestFirstWeights:
+    """Where the heads of the first layer look before anything is learnt."""
+
+    def looks(self, tensors: dict[str, np.ndarray], n_head: int, position: int, causal: bool) -> np.ndarray:
+        """(H, T) attention from a position, over embeddings of random tokens."""
+        rng = np.random.default_rng(0)
+        table = tensors["wpe.weight"]
+        tokens = tensors["wte.weight"] if "wte.weight" in tensors else tensors["wtes.weight"][0]
+        x = table + tokens[rng.integers(0, len(tokens), len(table))]
+        x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+        q, k, _ = (x @ tensors["blocks.0.attn.c_attn.weight"].T).reshape(len(x), 3, n_head, -1).transpose(1, 2, 0, 3)
+        scores = np.einsum("hk,htk->ht", q[:, position], k) / np.sqrt(k.shape[-1])
+        seen = np.arange(len(x)) <= position if causal else np.ones(len(x), bool)
+        weight = np.where(seen, np.exp(scores - scores.max()), 0.0)
+        return weight / weight.sum(axis=1, keepdims=True)
+
+    @pytest.mark.parametrize("said", [20, 130, 300])
+    def test_text_is_read_where_speech_is(self, said: int, first: Any) -> None:
+        n_text = CONFIG.semantic.text_length
+        heads = self.looks(first["semantic"], CONFIG.semantic.network.n_head, n_text + said, causal=True)
+        place = gpts.PIECES_PER_UNIT * said
+        assert abs(np.argmax(heads[0]) - place) <= 1 and abs(np.argmax(heads[2]) - place - 1.2) <= 1.5
+        near = np.abs(np.arange(heads.shape[1]) - place) < 3
+        assert heads[0, near].sum() > 0.5  # of all it could look at
+        assert np.argmax(heads[4]) == n_text + said - 1
+
+    @pytest.mark.parametrize("said", [30, 200, 380])
+    def test_units_are_read_where_codes_are(self, said: int, first: Any) -> None:
+        n_read = CONFIG.coarse.semantic_length
+        heads = self.looks(first["coarse"], CONFIG.coarse.network.n_head, n_read + said, causal=True)
+        assert abs(np.argmax(heads[0]) - said / 3) <= 1 and abs(np.argmax(heads[1]) - said / 3 - 1.5) <= 1.5
+        assert np.argmax(heads[2]) == n_read + said - 1
+
+    def test_frames_look_at_their_neighbours(self, first: Any) -> None:
+        heads = self.looks(first["fine"], CONFIG.fine.network.n_head, 100, causal=False)
+        assert np.argmax(heads[:2], axis=1).tolist() == [99, 101]
+
+
+@with_rows
+def test_a_model_is_assembled(tmp_path: Path, first: Any) -> None:
+    """First weights, the kept codec and units, presets of the kept rows: a folder that loads, small enough to ship."""
+    voices = gpts.presets(gpts.MADE / "rows")
+    gpts.assemble(tmp_path / "nano", first, voices)
+    bark = load(tmp_path / "nano", device="cpu")
+    assert bark.voices() == sorted(gpts.VOICES) and len(gpts.VOICES) >= 8
+    for name, voice in voices.items():
+        low, high = (int(s * CONFIG.semantic.rate_hz) for s in gpts.PROMPT_S)
+        assert low <= len(voice.semantic) <= high, name
+        assert bark._library.get(name) == voice
+    assert sum(path.stat().st_size for path in (tmp_path / "nano").rglob("*")) < 40e6
+    wave = bark.decode(voices["af_heart"].fine)
+    assert bark.audio_to_semantic(wave).shape == (voices["af_heart"].fine.shape[1] * 2 // 3,)
+
+
+def test_training_goes_on_from_kept_networks(tmp_path: Path, first: Any) -> None:
+    """What is there is taken, in float32; what is not begins anew."""
+    kept = {n: x.astype(weights.DTYPES["bfloat16"]) + 1 for n, x in first["coarse"].items()}
+    (tmp_path / "kept").mkdir()
+    weights.write_file(tmp_path / "kept" / "coarse.safetensors", kept)
+    gpts.begin(tmp_path / "next", tmp_path / "kept")
+    for network, expected in first.items():
+        found = weights.read_network(tmp_path / "next" / f"{network}.safetensors", CONFIG, network)
+        expected = kept if network == "coarse" else expected
+        assert all(np.array_equal(x, expected[name].astype(np.float32)) for name, x in found.items())
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def test_words_after() -> None:
+    wanted = "how do you do today".split()
+    for heard, n in (
+        ("how do you do today", 0),
+        ("how do you do", 0),
+        ("how do you do to day", 1),
+        ("how do you do today so it is", 3),
+        ("who do you do today today today today", 3),
+        ("", 0),
+    ):
+        assert speech.words_after(wanted, heard.split()) == n, heard
+
+
+def test_quiet_after() -> None:
+    audio = np.sin(np.arange(24_000) / 10)
+    audio[8_000:] *= 0.001
+    assert speech.quiet_after(audio, 24_000) == pytest.approx(16 / 24, abs=0.001)
+    assert speech.quiet_after(np.zeros(12_000), 24_000) == 0.5
+
+
+def test_figures() -> None:
+    def row(speaker: str, line: str, errors: int, **more: Any) -> dict[str, Any]:
+        first = {"speaker": speaker, "line": line, "voice": "a", "words": 10, "errors": errors, "seconds": 2.0}
+        return first | {"after_words": 0, "after_s": 0.1, "dnsmos": 3.5, "ge2e": 0.8, "nearest": "a"} | more
+
+    names = [f"heldout-{i:03d}" for i in range(4)] + ["harvard-000", "cloned-000"]
+    rows = [row("teacher", name, 0, dnsmos=4.0) for name in names]
+    for seed, errors in enumerate((1, 2, 6)):
+        rows += [row(f"nano-{seed}", name, errors) for name in names[:5]]
+    rows.append(row("nano-0", "cloned-000", 0, ge2e=0.7))
+    rows[6] |= {"seconds": 3.3, "after_words": 3, "nearest": "b"}  # too long, with babble, in another voice
+    rows[7] |= {"after_s": 1.1}
+    ended = {f"nano-{seed}": dict.fromkeys(names, True) for seed in range(3)}
+    ended["nano-1"]["heldout-000"] = False
+    found = speech.figures(rows, ended)
+    assert found["wer"] == 20 and found["wer_harvard"] == 20
+    assert found["ended"] == pytest.approx(100 * 13 / 15) and found["babble"] == pytest.approx(100 * 2 / 15)
+    assert found["ge2e"] == pytest.approx(0.8) and found["ge2e_nearest"] == pytest.approx(100 * 14 / 15)
+    assert found["ge2e_heldout"] == pytest.approx(0.7) and found["dnsmos_gap"] == pytest.approx(0.5)

@@ -1,0 +1,172 @@
+"""`bark_jax.synthesis` on Ray: the parts are those of the embedded engine, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+import ray
+
+from bark_jax.synthesis import JobError, synthesize_dataset
+from bark_jax.synthesis.on_ray import run
+from test_synthesis import TOY, Toy, checked, numbered, read, write
+
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+SLOW = dataclasses.replace(TOY, model="slow", shard_rows=10)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of one CPU on this machine; what is imported here can be imported there."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster()
+    for _ in range(2):
+        made.add_node(num_cpus=1, object_store_memory=80_000_000, include_dashboard=False)
+    ray.init(
+        address=made.address,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}},
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def workers() -> list[int]:
+    """Processes of actors that map."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                name = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"ray::" in name and b"Map" in name:
+                found.append(int(folder.name))
+    return found
+
+
+def later(seconds: float, what: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=lambda: (time.sleep(seconds), what()), daemon=True)
+    thread.start()
+    return thread
+
+
+def equal(one: Path, other: Path) -> None:
+    assert checked(one)["parts"] == checked(other)["parts"]
+    assert read(one) == read(other)
+
+
+@pytest.mark.slow
+def test_parts_are_those_of_the_embedded_engine(cluster: Any, tmp_path: Path) -> None:
+    rows = numbered(23, i3="hang3", i7="die7")
+    file = write(tmp_path / "in.parquet", rows)
+    embedded = synthesize_dataset(file, tmp_path / "local", TOY, make=Toy)
+    on_ray = synthesize_dataset(file, tmp_path / "ray", TOY, engine="ray", make=Toy, actors=(1, 2))
+    assert (on_ray.rows, on_ray.errors, on_ray.parts) == (embedded.rows, embedded.errors, embedded.parts) == (23, 2, 5)
+    equal(tmp_path / "local", tmp_path / "ray")
+    again = synthesize_dataset(file, tmp_path / "ray", TOY, engine="ray", make=Toy)
+    assert again.made == 0
+    # One engine goes on where the other was.
+    (tmp_path / "local" / "parts" / "00001.json").unlink()
+    (tmp_path / "local" / "parts" / "00004.json").unlink()
+    assert synthesize_dataset(file, tmp_path / "local", TOY, engine="ray", make=Toy).made == 2
+    equal(tmp_path / "local", tmp_path / "ray")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_an_actor_that_is_killed_is_replaced(cluster: Any, share: float, tmp_path: Path) -> None:
+    file = write(tmp_path / "in.parquet", numbered(200))
+    synthesize_dataset(file, tmp_path / "local", SLOW, make=Toy)
+    killed: list[int] = []
+
+    def watch() -> None:
+        parts = tmp_path / "ray" / "parts"
+        while len(list(parts.glob("*.json"))) < share * 20:
+            time.sleep(0.02)
+        for pid in workers()[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    thread = later(0, watch)
+    done = synthesize_dataset(file, tmp_path / "ray", SLOW, engine="ray", make=Toy, actors=2)
+    thread.join(1)
+    assert killed and done.rows == 200 and done.errors == 0
+    equal(tmp_path / "local", tmp_path / "ray")
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_is_done_without(cluster: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "in.parquet", numbered(200))
+    synthesize_dataset(file, tmp_path / "local", SLOW, make=Toy)
+    extra = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    cluster.wait_for_nodes()
+
+    def kill() -> None:
+        parts = tmp_path / "ray" / "parts"
+        while len(list(parts.glob("*.json"))) < 5:
+            time.sleep(0.02)
+        cluster.remove_node(extra, allow_graceful=False)
+
+    later(0, kill)
+    done = synthesize_dataset(file, tmp_path / "ray", SLOW, engine="ray", make=Toy, actors=(1, 3))
+    assert done.rows == 200 and done.errors == 0
+    equal(tmp_path / "local", tmp_path / "ray")
+
+
+DRIVER = """
+import sys
+from bark_jax.synthesis import synthesize_dataset
+from test_synthesis import Toy
+from test_synthesis_ray import PYTHONPATH, SLOW, ray
+if __name__ == "__main__":
+    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=80_000_000,
+             runtime_env={"env_vars": {"PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}})
+    synthesize_dataset(sys.argv[1], sys.argv[2], SLOW, engine="ray", make=Toy, actors=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "in.parquet", numbered(200)), tmp_path / "ray"
+    synthesize_dataset(file, tmp_path / "local", SLOW, make=Toy)
+    (tmp_path / "driver.py").write_text(DRIVER)
+    command = [sys.executable, str(tmp_path / "driver.py"), str(file), str(out)]
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    for more in (2, 5, 4):
+        process = subprocess.Popen(command, env=environment)
+        before, end = len(list((out / "parts").glob("*.json"))), time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < end:
+            if len(list((out / "parts").glob("*.json"))) >= before + more:
+                break
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    subprocess.run(command, env=environment, check=True, timeout=180)
+    equal(tmp_path / "local", out)
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.parquet", numbered(3))
+    with pytest.raises(JobError, match="engine is 'spark': choose one of local, ray"):
+        synthesize_dataset(file, tmp_path / "out", TOY, engine="spark", make=Toy)
+    with pytest.raises(JobError, match="actors: for engine 'ray' alone"):
+        synthesize_dataset(file, tmp_path / "out", TOY, actors=2, make=Toy)
+    for actors in (0, (2, 1)):
+        with pytest.raises(JobError, match="actors is "):
+            next(run([file], "x", TOY, [0], device=None, make=Toy, actors=actors))
