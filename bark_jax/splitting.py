@@ -173,11 +173,11 @@ class Ruler:
 
     def fits(self, text: str) -> bool:
         """Whether one call can say it."""
-        return predicted_duration(text) <= self.most_seconds and self.has_room(text, len(text.encode()))
+        return predicted_duration(text) <= self.most_seconds and self.has_room(text)
 
-    def has_room(self, text: str, n_bytes: int) -> bool:
-        """Whether its tokens are few enough; a token is a byte or more, so most texts need not be read for that."""
-        return n_bytes <= self.most_tokens or texts.count_tokens(self.tokenizer, text) <= self.most_tokens
+    def has_room(self, text: str) -> bool:
+        """Whether its tokens are few enough."""
+        return texts.count_tokens(self.tokenizer, text) <= self.most_tokens
 
     def silent(self, text: str) -> bool:
         """Whether nothing of it is a token."""
@@ -189,18 +189,13 @@ class _Measured:
 
     def __init__(self, text: str, ruler: Ruler):
         self.text, self.ruler = text, ruler
-        points = _points(text)
-        self._seconds = np.concatenate([[0.0], np.cumsum(_seconds(points))])
-        sizes = 1 + (points[:, None] >= np.array([0x80, 0x800, 0x10000])).sum(1)
-        self._bytes = np.concatenate([[0], np.cumsum(sizes)])
+        self._seconds = np.concatenate([[0.0], np.cumsum(_seconds(_points(text)))])
 
     def seconds(self, start: int, end: int) -> float:
         return float(self._seconds[end] - self._seconds[start])
 
     def fits(self, start: int, end: int) -> bool:
-        return self.seconds(start, end) <= self.ruler.most_seconds and self.ruler.has_room(
-            self.text[start:end], int(self._bytes[end] - self._bytes[start])
-        )
+        return self.seconds(start, end) <= self.ruler.most_seconds and self.ruler.has_room(self.text[start:end])
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from bark_jax import lexicon
 from bark_jax.config import SemanticConfig
 
 MAX_TOKENIZER_BYTES = 32 * 2**20
@@ -88,14 +89,16 @@ def load_tokenizer(source: str | Path, config: SemanticConfig | None = None) -> 
     """Read a ``tokenizer.json`` of the ``tokenizers`` library.
 
     Args:
-      source: a path, or the JSON text itself (a str that starts with ``{``).
+      source: a path, or the JSON text itself (a str that starts with ``{``). It may have a `lexicon`.
       config: if given, the tokenizer must have ``config.text_vocab_size`` ids.
 
     Returns:
-      The tokenizer, with truncation and padding switched off: `encode` does both, and never cuts silently.
+      The tokenizer, with truncation and padding switched off: `encode` does both, and never cuts silently. One with a
+      lexicon cannot be copied, pickled or written by the ``tokenizers`` library.
 
     Raises:
-      TokenizerError: not a tokenizer, larger than `MAX_TOKENIZER_BYTES`, ids that are not 0 .. n-1, or the wrong size.
+      TokenizerError: not a tokenizer, larger than `MAX_TOKENIZER_BYTES`, ids that are not 0 .. n-1, the wrong size, or
+        a lexicon that is none.
       OSError: the file cannot be read.
     """
     if isinstance(source, str) and source.lstrip().startswith("{"):
@@ -112,13 +115,20 @@ def load_tokenizer(source: str | Path, config: SemanticConfig | None = None) -> 
     if not isinstance(kind, dict) or "vocab" not in kind:
         raise TokenizerError(f"{name} is not a tokenizer: a tokenizer.json is an object with model.vocab")
     try:
-        tokenizer = Tokenizer.from_str(text)
+        readings = lexicon.of(tree)
+    except lexicon.LexiconError as error:
+        raise TokenizerError(f"{name}: {error}") from None
+    try:
+        tokenizer = Tokenizer.from_str(text if readings is None else json.dumps(tree))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the Rust library derives from BaseException
         raise TokenizerError(f"{name} is not a tokenizer of the tokenizers library: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if readings is not None:
+        before = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Normalizer.custom(readings)])
     _check(tokenizer, config, name)
     return tokenizer
 

@@ -110,6 +110,8 @@ def export(
     model = _Model(Path(src), networks or {}, log or (lambda line: None))
     destination = Path(os.path.abspath(Path(dst).expanduser()))
     problems = (_suno_problems if format == "suno" else _hf_problems)(model.config)
+    if model.has_lexicon:
+        problems.append("tokenizer.json has a lexicon: neither Suno's code nor transformers knows such a thing")
     if problems:
         raise ExportError("\n  ".join([f"{src} cannot be exported as {format}:", *problems]))
     with new_folder(destination) as folder:
@@ -152,6 +154,7 @@ class _Model:
         self.folder, self.log = folder, log
         self.config = BarkConfig.load(folder / "config.json")
         self.tokenizer = text.load_tokenizer(folder / "tokenizer.json", self.config.semantic)
+        self.has_lexicon = "lexicon" in json.loads((folder / "tokenizer.json").read_bytes())
         self._replaced = replaced
 
     def shapes(self, network: str) -> dict[str, tuple[int, ...]]:

@@ -456,8 +456,10 @@ def _tokenizer(folder: Path, path: Path | None, local_files_only: bool, log: Cal
 
 def vocabulary(path: Path, config: SemanticConfig) -> str:
     """The text of ``tokenizer.json`` from a ``vocab.txt`` or a ``tokenizer.json``."""
-    build = text.load_tokenizer if path.suffix == ".json" else text.build_tokenizer
-    return build(path, config).to_str()
+    if path.suffix != ".json":
+        return text.build_tokenizer(path, config).to_str()
+    text.load_tokenizer(path, config)  # it is one, and the model's
+    return path.read_text("utf-8")
 
 
 # -------------------------------------------------------------------------------------------------------------- config

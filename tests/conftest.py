@@ -6,6 +6,7 @@ The environment is set here, before any test imports jax, torch or huggingface_h
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import importlib.machinery
 import os
@@ -60,6 +61,21 @@ def _torch_threads() -> None:
     """One, before each test: on tiny networks two mostly wait for each other, on a busy machine 50 times as long."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+MAPPINGS = 20_000
+"""Memory mappings of the process above which compiled programs are let go. Linux allows 65,530 (`vm.max_map_count`), a
+program takes several, all tests together more than there are, and XLA crashes where it is refused one."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs() -> Any:
+    """After a file: let JAX forget the compiled programs, if there are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.is_file() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 class NetworkError(OSError):

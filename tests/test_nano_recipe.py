@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +49,34 @@ class TestPieces:
     @with_rows
     def test_they_are_those_of_the_corpus(self, tokenizer: Any) -> None:
         """The kept file against one learnt anew: the same, but for pieces that are equally common."""
-        files = sorted((gpts.MADE / "rows").glob("said-*.parquet"))
-        texts = [t for file in files for t in pyarrow.parquet.read_table(file, columns=["text"])["text"].to_pylist()]
-        again = gpts.learn_pieces(texts)
-        assert tokenizer.get_vocab_size() == again.get_vocab_size() == gpts.N_PIECES
-        assert len(tokenizer.get_vocab().keys() & again.get_vocab().keys()) >= gpts.N_PIECES - 5
+        texts, lengths = [], []
+        for file in data.find([gpts.MADE / "rows"]):
+            rows = pyarrow.parquet.read_table(file, columns=["text", "split", "semantic"]).to_pylist()
+            texts += [row["text"] for row in rows if row["split"] == "train"]
+            lengths += [len(row["semantic"]) for row in rows if row["split"] == "train"]
+        words = json.loads(gpts.TOKENIZER.read_text("utf-8"))["lexicon"]
+        again = json.loads(gpts.learn_pieces(texts, words))
+        assert again["lexicon"] == words
+        assert tokenizer.get_vocab_size() == len(again["model"]["vocab"]) == gpts.N_PIECES
+        assert len(tokenizer.get_vocab().keys() & again["model"]["vocab"].keys()) >= gpts.N_PIECES - 5
         assert not any(text.unknown(tokenizer, line) for line in texts[::10])
-        lengths = [text.count_tokens(tokenizer, line) for line in texts]
-        assert max(lengths) < 0.75 * CONFIG.semantic.text_length
+        pieces = [text.count_tokens(tokenizer, line) for line in texts]
+        assert max(pieces) < 0.85 * CONFIG.semantic.text_length
+        assert abs(sum(pieces) / sum(lengths) / gpts.PIECES_PER_UNIT - 1) < 0.02
+        letters = sum(
+            piece[-1] in string.ascii_lowercase for line in texts[::10] for piece in tokenizer.encode(line).tokens
+        )
+        assert 0 < letters < 0.01 * sum(pieces[::10])  # of words that are not in the lexicon
 
     def test_any_word_can_be_written(self, tokenizer: Any) -> None:
         said = tokenizer.encode("  HÉLLO  “zqxjkv’s” — 70…\n").tokens
-        assert "".join(said).replace("##", "") == "hellozqxjkv's-70..."
-        for letter in "abcdefghijklmnopqrstuvwxyz":
+        assert "".join(said).replace("##", "") == "HəLˈōzqxjkvZ-70..."
+        for letter in string.ascii_lowercase:
             assert {letter, f"##{letter}"} <= tokenizer.get_vocab().keys()
+        words = json.loads(gpts.TOKENIZER.read_text("utf-8"))["lexicon"]
+        assert len(words) > 100_000 and not any(
+            gpts.UNKNOWN in tokenizer.encode(word).tokens for word in list(words)[::50]
+        )
 
     def test_what_is_not_known(self, tokenizer: Any) -> None:
         assert text.unknown(tokenizer, "What (is) 日本? £5 is known.") == ["(", ")", "日本"]
@@ -159,6 +175,11 @@ def test_training_goes_on_from_kept_networks(tmp_path: Path, first: Any) -> None
         found = weights.read_network(tmp_path / "next" / f"{network}.safetensors", CONFIG, network)
         expected = kept if network == "coarse" else expected
         assert all(np.array_equal(x, expected[name].astype(np.float32)) for name, x in found.items())
+
+
+@pytest.mark.parametrize("network", gpts.STAGES.values())
+def test_the_kept_networks_fit(network: str) -> None:
+    weights.read_network(gpts.MADE / f"{network}.safetensors", CONFIG, network)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------

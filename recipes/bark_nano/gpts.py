@@ -1,6 +1,6 @@
 """Step 5, the three GPTs: ``python -m recipes.bark_nano.gpts begin`` makes what their training starts from.
 
-    texts ─▶ gpts pieces ─▶ made/tokenizer.json
+    texts ─▶ gpts pieces ─▶ made/tokenizer.json, with how words are said
     sizes, pieces ─▶ first weights (positions that know where to look) ─▶ WORK/first, a native folder
     rows ─▶ gpts voices ─▶ WORK/voices: those of all voices but the bulk's, for coarse and fine
     WORK/first, rows ─▶ bark-jax train text.toml, coarse.toml, fine.toml ─▶ WORK/text, coarse, fine
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import shutil
+import string
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,10 +32,12 @@ from bark_jax import weights
 from bark_jax.config import BarkConfig, CoarseConfig, FineConfig, FineGPTConfig, GPTConfig, SemanticConfig
 from bark_jax.files import new_folder, replacing
 from bark_jax.hub import STAGES
+from bark_jax.lexicon import Lexicon
 from bark_jax.text import load_tokenizer
 from bark_jax.train import data
 from bark_jax.voice import Voice
 from recipes.bark_nano import corpus, first_weights, run
+from recipes.bark_nano.readings import readings
 from recipes.bark_nano.train_codec import CONFIG as CODEC
 
 MADE = Path(__file__).parent / "made"
@@ -41,60 +45,72 @@ CARD = Path(__file__).parent / "card.md"
 """The model card, which goes with the model."""
 
 TOKENIZER = MADE / "tokenizer.json"
-N_PIECES = 600
-"""Whole words, beginnings and continuations of words, letters, digits and signs."""
+N_PIECES = 300
+"""Of sounds: single ones, beginnings and continuations of syllables; of text: letters, digits and signs."""
 UNKNOWN = "[UNK]"
 """A sign that the corpus does not have, or a word with such a letter."""
 
-N_UNITS, PIECES_PER_UNIT = 500, 0.134
+N_UNITS, PIECES_PER_UNIT = 500, 0.18
 """Semantic ids, and pieces of the corpus's texts for one of them."""
 
+ALIKE = {"[‘’]": "'", "[—–]": "-", "…": "...", '["“”«»]': ""}
+"""Typographers' signs, and what they are read as."""
 
-def learn_pieces(texts: Iterable[str], n: int = N_PIECES) -> Tokenizer:
-    """WordPieces of texts in small letters without accents; typographers' signs become what is like them.
 
-    Pieces, and not letters: a network reads what comes before a place of its prompt, and how a letter sounds is decided
-    by those after it (`benchmarks/NOTES.md`, "What bark-nano reads").
-    """
-    made = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    alike = {"[‘’]": "'", "[—–]": "-", "…": "...", '["“”«»]': ""}
-    made.normalizer = normalizers.Sequence(
+def normalizer() -> normalizers.Normalizer:
+    """Small letters without accents; typographers' signs become what is like them."""
+    return normalizers.Sequence(
         [
-            *(normalizers.Replace(Regex(pattern), sign) for pattern, sign in alike.items()),
+            *(normalizers.Replace(Regex(pattern), sign) for pattern, sign in ALIKE.items()),
             normalizers.NFKD(),
             normalizers.StripAccents(),
             normalizers.Lowercase(),
         ]
     )
+
+
+def learn_pieces(texts: Iterable[str], words: Mapping[str, str], n: int = N_PIECES) -> str:
+    """The text of a ``tokenizer.json``: WordPieces of how texts are said, by a lexicon of words and readings.
+
+    Sounds, and not letters: a small network has too much to find out about English spelling. Pieces, and not single
+    signs: it reads what comes before a place of its prompt, and how a letter or a sound is said is decided by those
+    after it as well (`benchmarks/NOTES.md`, "What bark-nano reads").
+    """
+    made = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    made.normalizer = normalizers.Sequence([normalizer(), normalizers.Normalizer.custom(Lexicon(words))])
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(True)])
     trainer = trainers.WordPieceTrainer(
-        vocab_size=n, special_tokens=[UNKNOWN], continuing_subword_prefix="##", show_progress=False
+        vocab_size=n,
+        special_tokens=[UNKNOWN],
+        continuing_subword_prefix="##",
+        initial_alphabet=list(string.ascii_lowercase),
+        show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
-    return made
+    made.normalizer = normalizer()  # the other cannot be written
+    return json.dumps({**json.loads(made.to_str()), "lexicon": dict(words)}, ensure_ascii=False, separators=(",", ":"))
 
 
 def pieces(rows: Path, path: Path) -> None:
     """Write the tokenizer of the texts of `rows`."""
-    files = sorted(rows.glob("said-*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"there are no rows in {rows}: run `python -m recipes.bark_nano.rows` first")
-    texts = (text for file in files for text in pyarrow.parquet.read_table(file, columns=["text"])["text"].to_pylist())
+    tables = [pyarrow.parquet.read_table(file, columns=["text", "split"]).to_pylist() for file in data.find([rows])]
+    texts = [row["text"] for table in tables for row in table if row["split"] == "train"]
+    made = learn_pieces(texts, readings(normalizer().normalize_str(text) for text in texts))
     with replacing(path) as part:
-        part.write_text(learn_pieces(texts).to_str(), "utf-8")
+        part.write_text(made, "utf-8")
 
 
 @functools.cache
 def config() -> BarkConfig:
     """The sizes of bark-nano.
 
-    Prompts are short, because most of what a small machine computes are prompts: 96 pieces of text (the longest of the
-    corpus has 67, 151 characters, and lasts 9.4 s), 2 s of codes, and 0.6 s of them at a time.
+    Prompts are short, because most of what a small machine computes are prompts: 112 pieces of text (the longest of the
+    corpus has 95, 151 characters, and lasts 9.4 s), 2 s of codes, and 0.6 s of them at a time.
     """
     n_text = load_tokenizer(TOKENIZER).get_vocab_size()
     semantic = SemanticConfig(
-        network=GPTConfig(6, 6, 192, N_UNITS + 3 + n_text, N_UNITS + 1, block_size=96 + 480),
-        text_length=96,
+        network=GPTConfig(6, 6, 192, N_UNITS + 3 + n_text, N_UNITS + 1, block_size=112 + 480),
+        text_length=112,
         text_offset=N_UNITS + 1,
         text_pad_token=N_UNITS + 1 + n_text,
         infer_token=N_UNITS + 2 + n_text,
@@ -115,7 +131,7 @@ def config() -> BarkConfig:
         window=90,
     )
     fine = FineConfig(network=FineGPTConfig(6, 6, 192, 1025, 1025, block_size=192), window=192, hop=96, max_history=96)
-    return BarkConfig(semantic, coarse, fine, CODEC, fingerprint="bark-nano-1")
+    return BarkConfig(semantic, coarse, fine, CODEC, fingerprint="bark-nano-2")
 
 
 VOICES = "af_heart af_bella af_aoede am_puck am_fenrir am_onyx bf_emma bf_isabella bm_lewis bm_fable".split()
