@@ -36,7 +36,7 @@ from bark_jax.lexicon import Lexicon
 from bark_jax.text import load_tokenizer
 from bark_jax.train import data
 from bark_jax.voice import Voice
-from recipes.bark_nano import corpus, first_weights, run
+from recipes.bark_nano import corpus, first_weights, numbers, run
 from recipes.bark_nano.readings import readings
 from recipes.bark_nano.train_codec import CONFIG as CODEC
 
@@ -58,13 +58,14 @@ ALIKE = {"[‘’]": "'", "[—–]": "-", "…": "...", '["“”«»]': ""}
 
 
 def normalizer() -> normalizers.Normalizer:
-    """Small letters without accents; typographers' signs become what is like them."""
+    """Small letters without accents; typographers' signs become what is like them, and numbers words."""
     return normalizers.Sequence(
         [
             *(normalizers.Replace(Regex(pattern), sign) for pattern, sign in ALIKE.items()),
             normalizers.NFKD(),
             normalizers.StripAccents(),
             normalizers.Lowercase(),
+            *(normalizers.Replace(Regex(pattern), words) for pattern, words in numbers.rules()),
         ]
     )
 
