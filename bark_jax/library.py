@@ -21,7 +21,7 @@ from bark_jax.config import BarkConfig
 from bark_jax.voice import UnknownVoiceError, Voice, VoiceError
 
 BUNDLED = "bark-nano"
-"""The small model of `recipes/bark_nano`, for versions of the package that hold it."""
+"""The small model of `recipes/bark_nano`, which comes with the package."""
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / BUNDLED
 PRESETS = "suno/bark"
 """Hub repository with Suno's voice presets, for models that share Suno's tokens."""

@@ -252,7 +252,6 @@ def test_stages(bark, case):
 # Where models come from.
 
 PLACES = {
-    "bundled": ({}, HubError, "'bark-nano', which is not in this installation"),
     "None": ({"model": None}, HubError, "None: it must be a folder, or a hub id"),
     "empty": ({"model": ""}, HubError, "'': it must be a folder, or a hub id"),
     "no folder": ({"model": "./none"}, HubError, "no folder './none', and it is no hub id"),

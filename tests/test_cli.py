@@ -255,7 +255,6 @@ ERRORS = {
     "no ending": (["-o", "speech", "Hello"], "'speech': its ending must be one of"),
     "float flac": (["--float", "-o", "a.flac", "Hello"], "only .wav holds float"),
     "model": (["-m", "no/such/model", "Hello"], "There is no folder 'no/such/model'"),
-    "bundled": (["-m", "bark-nano", "Hello"], "'bark-nano', which is not in this installation"),
     "hub": (["-m", "suno/bark-none", "Hello"], "suno/bark-none is not in the cache"),
     "local only": (["--local-files-only", "-m", "suno/bark-none", "Hello"], "local_files_only is set"),
     "file": (["-m", str(__file__), "Hello"], "is a file: the model must be the folder"),

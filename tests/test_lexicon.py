@@ -66,20 +66,22 @@ def test_bad_lexicons(readings: Any, message: str) -> None:
         text.load_tokenizer(json.dumps({**tree, "lexicon": readings}))
 
 
+@pytest.fixture(scope="module")
+def plain() -> Tokenizer:
+    signs = sorted({*"abcdefghijklmnopqrstuvwxyz'.,!", *"".join(READINGS.values())})
+    ids = {sign: i for i, sign in enumerate(["[UNK]", *signs, *(f"##{sign}" for sign in signs)])}
+    made = Tokenizer(tokenizer_models.WordPiece(ids, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return made
+
+
+@pytest.fixture(scope="module")
+def loaded(plain: Tokenizer) -> Tokenizer:
+    return text.load_tokenizer(json.dumps({**json.loads(plain.to_str()), "lexicon": READINGS}))
+
+
 class TestTokenizer:
     """A tokenizer with a lexicon is one without it that is given the readings."""
-
-    @pytest.fixture(scope="class")
-    def plain(self) -> Tokenizer:
-        signs = sorted({*"abcdefghijklmnopqrstuvwxyz'.,!", *"".join(READINGS.values())})
-        ids = {sign: i for i, sign in enumerate(["[UNK]", *signs, *(f"##{sign}" for sign in signs)])}
-        made = Tokenizer(tokenizer_models.WordPiece(ids, unk_token="[UNK]"))
-        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        return made
-
-    @pytest.fixture(scope="class")
-    def loaded(self, plain: Tokenizer) -> Tokenizer:
-        return text.load_tokenizer(json.dumps({**json.loads(plain.to_str()), "lexicon": READINGS}))
 
     @pytest.mark.parametrize("string", ["it's a book, don't book it!", "books", "nothing here.", "zebra's o'clock"])
     def test_ids(self, plain: Tokenizer, loaded: Tokenizer, string: str) -> None:

@@ -42,11 +42,12 @@ def first() -> dict[str, dict[str, np.ndarray]]:
     return made
 
 
-class TestPieces:
-    @pytest.fixture(scope="class")
-    def tokenizer(self) -> Any:
-        return text.load_tokenizer(gpts.TOKENIZER, CONFIG.semantic)
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return text.load_tokenizer(gpts.TOKENIZER, CONFIG.semantic)
 
+
+class TestPieces:
     @with_rows
     def test_they_are_those_of_the_corpus(self, tokenizer: Any) -> None:
         """The kept file against one learnt anew: the same, but for digits, and pieces that are equally common."""
@@ -85,12 +86,14 @@ class TestPieces:
         assert text.unknown(tokenizer, "É, it is.") == []
 
 
-class TestNumbers:
-    @pytest.fixture(scope="class")
-    def said(self) -> Any:
-        normal = gpts.normalizer()
-        return lambda written: re.sub(r" +(?=[ .,;?!]|$)|^ +", "", normal.normalize_str(written))
+@pytest.fixture(scope="module")
+def said() -> Any:
+    """What a text becomes in words, with the spaces that a reader expects."""
+    normal = gpts.normalizer()
+    return lambda written: re.sub(r" +(?=[ .,;?!]|$)|^ +", "", normal.normalize_str(written))
 
+
+class TestNumbers:
     def words(self, n: int) -> str:
         """A number below a million in words, in the other direction than the rules go."""
         if n >= 1000:
@@ -226,7 +229,7 @@ def test_training_goes_on_from_kept_networks(tmp_path: Path, first: Any) -> None
 
 @pytest.mark.parametrize("network", gpts.STAGES.values())
 def test_the_kept_networks_fit(network: str) -> None:
-    weights.read_network(gpts.MADE / f"{network}.safetensors", CONFIG, network)
+    weights.read_network(gpts.SHIPPED / f"{network}.safetensors", CONFIG, network)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -519,6 +519,15 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals
     monkeypatch.setattr(loop._Reporter, "step", reported)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, even where the tests run in a shell's background, which turns it off for what it starts."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_run_saves_and_goes_on(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(save_every=100, evaluate_every=100)
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
@@ -554,6 +563,7 @@ def test_interrupted_run_saves_and_goes_on(make: Any, tmp_path: Path, monkeypatc
     assert (folder / "loss.png").read_bytes() != picture  # drawn again, with all lines
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_acts_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         with loop._Signals() as signals:

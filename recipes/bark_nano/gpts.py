@@ -1,6 +1,6 @@
 """Step 5, the three GPTs: ``python -m recipes.bark_nano.gpts begin`` makes what their training starts from.
 
-    texts ─▶ gpts pieces ─▶ made/tokenizer.json, with how words are said
+    texts ─▶ gpts pieces ─▶ tokenizer.json of the package, with how words are said
     sizes, pieces ─▶ first weights (positions that know where to look) ─▶ WORK/first, a native folder
     rows ─▶ gpts voices ─▶ WORK/voices: those of all voices but the bulk's, for coarse and fine
     WORK/first, rows ─▶ bark-jax train text.toml, coarse.toml, fine.toml ─▶ WORK/text, coarse, fine
@@ -28,7 +28,7 @@ import pyarrow.parquet
 import safetensors.numpy
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from bark_jax import weights
+from bark_jax import library, weights
 from bark_jax.config import BarkConfig, CoarseConfig, FineConfig, FineGPTConfig, GPTConfig, SemanticConfig
 from bark_jax.files import new_folder, replacing
 from bark_jax.hub import STAGES
@@ -41,10 +41,12 @@ from recipes.bark_nano.readings import readings
 from recipes.bark_nano.train_codec import CONFIG as CODEC
 
 MADE = Path(__file__).parent / "made"
+SHIPPED = library.BUNDLED_FOLDER
+"""The model that comes with the package: its tokenizer, codec and units are those of the next."""
 CARD = Path(__file__).parent / "card.md"
 """The model card, which goes with the model."""
 
-TOKENIZER = MADE / "tokenizer.json"
+TOKENIZER = SHIPPED / "tokenizer.json"
 N_PIECES = 300
 """Of sounds: single ones, beginnings and continuations of syllables; of text: letters, digits and signs."""
 UNKNOWN = "[UNK]"
@@ -142,7 +144,7 @@ PROMPT_S = (4.0, 7.0)
 
 
 def begin(folder: Path, trained: Path | None = None) -> None:
-    """Write a native folder to train from, with the codec of `MADE`.
+    """Write a native folder to train from, with the codec of `SHIPPED`.
 
     Args:
       trained: a folder with some of ``semantic.safetensors``, ``coarse.safetensors``, ``fine.safetensors`` to go on
@@ -158,11 +160,11 @@ def begin(folder: Path, trained: Path | None = None) -> None:
             module = weights.build(settings, network)
             random = {name: np.asarray(x) for name, x in weights.names(module).items()}
             writer.write(network, first_weights.gpt(random, settings, network, PIECES_PER_UNIT))
-        writer.write("codec", safetensors.numpy.load_file(MADE / "codec.safetensors"))
+        writer.write("codec", safetensors.numpy.load_file(SHIPPED / "codec.safetensors"))
 
 
 def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voices: Mapping[str, Voice]) -> None:
-    """Write bark-nano: the three GPTs (float32 tensors by name) in bfloat16, codec and units of `MADE`, and voices."""
+    """Write bark-nano: three GPTs (float32 tensors by name) in bfloat16, codec and units of `SHIPPED`, and voices."""
     with new_folder(folder) as made:
         with weights.Writer(made, config(), TOKENIZER.read_text("utf-8")) as writer:
             for network, tensors in networks.items():
@@ -171,8 +173,8 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
                     for name, x in tensors.items()
                 }
                 writer.write(network, low)
-            writer.write("codec", safetensors.numpy.load_file(MADE / "codec.safetensors"))
-        shutil.copyfile(MADE / "units.safetensors", made / "units.safetensors")
+            writer.write("codec", safetensors.numpy.load_file(SHIPPED / "codec.safetensors"))
+        shutil.copyfile(SHIPPED / "units.safetensors", made / "units.safetensors")
         shutil.copyfile(CARD, made / "README.md")
         (made / "voices").mkdir()
         for name, voice in voices.items():
@@ -181,11 +183,12 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
 
 
 def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The products of the three runs."""
-    return {
-        network: weights.read_network(work / stage / f"{network}.safetensors", config(), network)
-        for stage, network in STAGES.items()
-    }
+    """The products of the three runs; of a stage without one, what is shipped."""
+    out = {}
+    for stage, network in STAGES.items():
+        made = work / stage / f"{network}.safetensors"
+        out[network] = weights.read_network(made if made.is_file() else SHIPPED / made.name, config(), network)
+    return out
 
 
 def without_bulk(rows: Path, folder: Path) -> None:

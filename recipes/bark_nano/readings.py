@@ -55,7 +55,9 @@ def readings(texts: Iterable[str]) -> dict[str, str]:
     dictionary = {word for word in _words("lexicon_us_gold.json.gz") if len(word) <= LONG}
     common = count.keys() | set(_words("tagger.json.gz", "tagdict"))
     bases = common | {word for word in dictionary if len(word) <= SHORT}
-    inflected = {word + ending for word in bases for ending in INFLECTIONS}
+    bases -= {word + ending for word in bases for ending in INFLECTIONS}  # not "endeds"
+    bases -= {word[:-1] + ending for word in bases if word.endswith("e") for ending in INFLECTIONS}
+    inflected = {word + ending for word in bases for ending in INFLECTIONS if not word.endswith("e") or ending == "s"}
     inflected |= {word[:-1] + ending for word in bases if word.endswith("e") for ending in INFLECTIONS[1:]}
     found = dict(ENDINGS)
     for word in sorted(dictionary | common | inflected):
