@@ -2,7 +2,8 @@
 
 A model may read sounds instead of letters: then its ``tokenizer.json`` has, besides what the ``tokenizers`` library
 knows, an object ``lexicon`` of words and readings. Each word of a text that is in it is replaced by its reading, after
-the normalizer of the file; the other words stay as they are. bark-nano is such a model, Suno's are not.
+the file's normalizer and before its pre-tokenizer; other words stay as they are. bark-nano is such a model, Suno's are
+not.
 
     "Knights don't!" ─ normalizer ─▶ "knights don't!" ─ Lexicon ─▶ "NˈīTS DˈōNT!" ─ tokenizer ─▶ ids
 
@@ -15,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tokenizers import NormalizedString, Regex
+from tokenizers import NormalizedString, PreTokenizedString, Regex
 
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 """What a word is: small letters without accents, and apostrophes within it."""
@@ -30,7 +31,7 @@ class LexiconError(ValueError):
 
 
 class Lexicon:
-    """A normalizer for `tokenizers.normalizers.Normalizer.custom`.
+    """A first step for `tokenizers.pre_tokenizers.PreTokenizer.custom`.
 
     A word that is not listed is read as its beginning and its ending ("suno's" as "suno" and "'s"), each where listed.
 
@@ -54,6 +55,14 @@ class Lexicon:
                     "white space or of a to z"
                 )
         self.readings = dict(readings)
+
+    def pre_tokenize(self, text: PreTokenizedString) -> None:
+        """Replace the words that are listed; the text falls apart at its spaces, each of which stays with what follows.
+
+        Piece by piece, because a replacement takes as long as the text that it is made in.
+        """
+        text.split(lambda _, part: part.split(" ", "merged_with_next"))
+        text.normalize(self.normalize)
 
     def normalize(self, text: NormalizedString) -> None:
         """Replace, in place, the words that are listed."""

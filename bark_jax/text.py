@@ -127,8 +127,8 @@ def load_tokenizer(source: str | Path, config: SemanticConfig | None = None) -> 
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if readings is not None:
-        before = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
-        tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Normalizer.custom(readings)])
+        after = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.PreTokenizer.custom(readings), *after])
     _check(tokenizer, config, name)
     return tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ class TestTokenizer:
 
     def test_what_is_unknown_is_shown_as_written(self, loaded: Tokenizer) -> None:
         assert text.unknown(loaded, "it's 日本 book's x") == ["日本"]
+
+    def test_a_long_text_takes_linear_time(self, loaded: Tokenizer) -> None:
+        words = [f"{a}{b}{c}" for a in "abcdefghij" for b in "klmnopqrst" for c in "uvwxyzabcd"]
+        sizes = (20_000, 200_000)
+        seconds = []
+        for size in sizes:
+            string = " ".join(["it's", *words] * (size // 4000))
+            began = time.perf_counter()
+            text.count_tokens(loaded, string)
+            seconds.append(time.perf_counter() - began)
+        assert seconds[1] < 40 * seconds[0], seconds
 
     def test_a_file(self, plain: Tokenizer, tmp_path: Path) -> None:
         """A lexicon may be empty; one that is not is applied after the file's own normalizer."""

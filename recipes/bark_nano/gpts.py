@@ -80,8 +80,9 @@ def learn_pieces(texts: Iterable[str], words: Mapping[str, str], n: int = N_PIEC
     after it as well (`benchmarks/NOTES.md`, "What bark-nano reads").
     """
     made = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    made.normalizer = normalizers.Sequence([normalizer(), normalizers.Normalizer.custom(Lexicon(words))])
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(True)])
+    made.normalizer = normalizer()
+    splitting = [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(True)]
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.PreTokenizer.custom(Lexicon(words)), *splitting])
     trainer = trainers.WordPieceTrainer(
         vocab_size=n,
         special_tokens=[UNKNOWN],
@@ -90,7 +91,7 @@ def learn_pieces(texts: Iterable[str], words: Mapping[str, str], n: int = N_PIEC
         show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
-    made.normalizer = normalizer()  # the other cannot be written
+    made.pre_tokenizer = pre_tokenizers.Sequence(splitting)  # the other cannot be written
     return json.dumps({**json.loads(made.to_str()), "lexicon": dict(words)}, ensure_ascii=False, separators=(",", ":"))
 
 
