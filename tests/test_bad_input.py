@@ -297,8 +297,11 @@ def test_rows(good, rows):
 
 
 def test_module_level_generate():
-    with pytest.raises(HubError, match=r"bark-nano.*not in this installation"):
-        bark_jax.generate("hello")
+    """The bundled model's: an English one, whose voices have names of their own."""
+    with pytest.raises(UnknownVoiceError, match=r"no voice 'v2/en_speaker_6'"):
+        bark_jax.generate("hello", voice="v2/en_speaker_6")
+    with pytest.raises(TextError, match=r"nothing to say|must hold at least one character"):
+        bark_jax.generate(" ")
 
 
 def test_a_fitting_voice_of_an_unknown_name_in_a_folder(good, tmp_path, monkeypatch):
