@@ -138,6 +138,10 @@ def config() -> BarkConfig:
     return BarkConfig(semantic, coarse, fine, CODEC, fingerprint="bark-nano-2")
 
 
+SHARPER = {"semantic": 0.7 / 0.4}
+"""Shipped logits over trained ones: generation's default temperature of 0.7 draws text as 0.4 would, which fewer words
+suffer from (`README.md`, "The GPTs")."""
+
 VOICES = "af_heart af_bella af_aoede am_puck am_fenrir am_onyx bf_emma bf_isabella bm_lewis bm_fable".split()
 """Presets: Kokoro's names, of its American and British voices, female and male."""
 PROMPT_S = (4.0, 7.0)
@@ -156,7 +160,7 @@ def begin(folder: Path, trained: Path | None = None) -> None:
         for network in STAGES.values():
             path = None if trained is None else trained / f"{network}.safetensors"
             if path is not None and path.is_file():
-                writer.write(network, weights.read_network(path, settings, network))
+                writer.write(network, _trained(path, network))
                 continue
             module = weights.build(settings, network)
             random = {name: np.asarray(x) for name, x in weights.names(module).items()}
@@ -169,6 +173,7 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
     with new_folder(folder) as made:
         with weights.Writer(made, config(), TOKENIZER.read_text("utf-8")) as writer:
             for network, tensors in networks.items():
+                tensors = _sharper(tensors, SHARPER.get(network, 1))
                 low = {
                     name: x.astype(weights.DTYPES["bfloat16"]) if weights.is_matrix(network, x.shape) else x
                     for name, x in tensors.items()
@@ -183,12 +188,25 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
             voice.save(made / "voices" / f"{name}.safetensors")
 
 
+def _sharper(tensors: Mapping[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
+    """Tensors of a network whose logits are `factor` times as large."""
+    return {name: np.float32(factor) * x if name == "lm_head.weight" else x for name, x in tensors.items()}
+
+
+def _trained(path: Path, network: str) -> dict[str, np.ndarray]:
+    """Of a network that `assemble` wrote, the tensors that it was given."""
+    return _sharper(weights.read_network(path, config(), network), 1 / SHARPER.get(network, 1))
+
+
 def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
     """The products of the three runs; of a stage without one, what is shipped."""
     out = {}
     for stage, network in STAGES.items():
         made = work / stage / f"{network}.safetensors"
-        out[network] = weights.read_network(made if made.is_file() else SHIPPED / made.name, config(), network)
+        whole = made.is_file()
+        out[network] = (
+            weights.read_network(made, config(), network) if whole else _trained(SHIPPED / made.name, network)
+        )
     return out
 
 
