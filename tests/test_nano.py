@@ -73,7 +73,8 @@ def test_words_are_recognised(said: list[bark_jax.Speech]) -> None:
     """pocketsphinx, a recogniser of the nineties, hears one word in five wrong of natural speech.
 
     Of bark-nano's it heard 29, 31 and 37 of these 77 wrong with three sets of seeds; what a seed gives differs between
-    processors, hence the band. Speech that has lost its text is at 77 and more.
+    processors, hence the band. Against another of the ten sentences
+    80 to 87 are wrong.
     """
     pocketsphinx = pytest.importorskip("pocketsphinx")
     decoder = pocketsphinx.Decoder(samprate=16_000, loglevel="FATAL")

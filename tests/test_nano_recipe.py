@@ -130,7 +130,7 @@ class TestNumbers:
         ],
     )
     def test_others(self, written: str, wanted: str, said: Any) -> None:
-        assert said(written).replace("five-twelve", "five - twelve") == wanted
+        assert said(written) == wanted
 
 
 @pytest.mark.parametrize("stage", gpts.STAGES)

@@ -42,9 +42,7 @@ from recipes.bark_nano.train_codec import CONFIG as CODEC
 
 MADE = Path(__file__).parent / "made"
 SHIPPED = library.BUNDLED_FOLDER
-"""The model that comes with the package: its tokenizer, codec and units are those of the next."""
-CARD = Path(__file__).parent / "card.md"
-"""The model card, which goes with the model."""
+"""The model that comes with the package: its tokenizer, codec, units and card are those of the next."""
 
 TOKENIZER = SHIPPED / "tokenizer.json"
 N_PIECES = 300
@@ -109,7 +107,7 @@ def config() -> BarkConfig:
     """The sizes of bark-nano.
 
     Prompts are short, because most of what a small machine computes are prompts: 112 pieces of text (the longest of the
-    corpus has 95, 151 characters, and lasts 9.4 s), 2 s of codes, and 0.6 s of them at a time.
+    corpus has 92, 151 characters, and lasts 9.4 s), 2 s of codes, and 0.6 s of them at a time.
     """
     n_text = load_tokenizer(TOKENIZER).get_vocab_size()
     semantic = SemanticConfig(
@@ -169,7 +167,7 @@ def begin(folder: Path, trained: Path | None = None) -> None:
 
 
 def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voices: Mapping[str, Voice]) -> None:
-    """Write bark-nano: three GPTs (float32 tensors by name) in bfloat16, codec and units of `SHIPPED`, and voices."""
+    """Write bark-nano: three GPTs (float32 tensors by name) in bfloat16, all else of `SHIPPED`, and voices."""
     with new_folder(folder) as made:
         with weights.Writer(made, config(), TOKENIZER.read_text("utf-8")) as writer:
             for network, tensors in networks.items():
@@ -181,7 +179,7 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
                 writer.write(network, low)
             writer.write("codec", safetensors.numpy.load_file(SHIPPED / "codec.safetensors"))
         shutil.copyfile(SHIPPED / "units.safetensors", made / "units.safetensors")
-        shutil.copyfile(CARD, made / "README.md")
+        shutil.copyfile(SHIPPED / "README.md", made / "README.md")
         (made / "voices").mkdir()
         for name, voice in voices.items():
             voice.check(config())
@@ -203,10 +201,10 @@ def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
     out = {}
     for stage, network in STAGES.items():
         made = work / stage / f"{network}.safetensors"
-        whole = made.is_file()
-        out[network] = (
-            weights.read_network(made, config(), network) if whole else _trained(SHIPPED / made.name, network)
-        )
+        if made.is_file():
+            out[network] = weights.read_network(made, config(), network)
+        else:
+            out[network] = _trained(SHIPPED / made.name, network)
     return out
 
 
