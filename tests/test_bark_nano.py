@@ -25,7 +25,7 @@ from flax import nnx
 
 from bark_jax import codec as codecs
 from bark_jax import units as networks
-from bark_jax import weights
+from bark_jax import library, weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
 from recipes.bark_nano import corpus, critic, evaluate, listen, rows, sentences, train_codec, units
@@ -713,7 +713,8 @@ def test_kept_rows_are_of_the_kept_codec_and_units() -> None:
     if not (made / "rows").is_dir():
         pytest.skip("made/rows is not in the source distribution")
     about = json.loads((made / "rows" / "made-from.json").read_text())
-    assert about == rows.made_from(made / "codec.safetensors", made / "units.safetensors")
+    shipped = library.BUNDLED_FOLDER
+    assert about == rows.made_from(shipped / "codec.safetensors", shipped / "units.safetensors")
     ids: set[str] = set()
     for path in sorted((made / "rows").glob("*.parquet")):
         found = pq.read_table(path, columns=["id", "split", "text", "voice"]).to_pydict()
