@@ -24,8 +24,8 @@ import safetensors.numpy
 from flax import nnx
 
 from bark_jax import codec as codecs
-from bark_jax import units as networks
 from bark_jax import library, weights
+from bark_jax import units as networks
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
 from recipes.bark_nano import corpus, critic, evaluate, listen, rows, sentences, train_codec, units
