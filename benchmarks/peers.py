@@ -643,7 +643,8 @@ def report(result: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _size(value: str) -> Size:
+def parse_size(value: str) -> Size:
+    """The type of an argument: a name of `SIZES`, or three numbers."""
     if value in SIZES:
         return SIZES[value]
     try:
@@ -671,7 +672,7 @@ def _positive(kind: type, low: float, high: float) -> Callable[[str], Any]:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Time Suno's torch code and bark_jax.")
-    p.add_argument("--size", type=_size, default=SIZES["small"], help="small, large, or LAYERS,HEADS,WIDTH")
+    p.add_argument("--size", type=parse_size, default=SIZES["small"], help="small, large, or LAYERS,HEADS,WIDTH")
     p.add_argument("--seconds", type=_positive(float, 0.05, 15.4), default=4.0, help="length of the speech (4)")
     p.add_argument("--voice", help="none, or one of Suno's presets; default: both none and v2/en_speaker_6")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="of our weights")

@@ -142,6 +142,88 @@ class TestPeers:
             einops.rearrange(x, "b n d -> b (n d)")
 
 
+class TestAlone:
+    """`speed` and `quality`: ours alone."""
+
+    @pytest.fixture(scope="class")
+    def model(self, tmp_path_factory):
+        for name in ("torch", "transformers", "bark", "encodec", "optax"):
+            if importlib.util.find_spec(name) is None:
+                pytest.skip(f"needs {name}")
+        from benchmarks import speed
+
+        return speed.random_model((1, 2, 16), tmp_path_factory.mktemp("random"), n_filters=4, dimension=16)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+    def test_a_step_reads_what_the_card_says(self, model, dtype):
+        import jax
+
+        import bark_jax
+        from bark_jax import weights
+        from benchmarks import speed
+
+        bark = bark_jax.load(model, dtype=dtype, device="cpu")
+        card = speed.work(bark.config, dtype, 4.0)
+        network = bark._engine.network("semantic").module
+        read = {name: part for name, part in weights.names(network).items() if name not in weights.LOOKED_UP}
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(read))
+        config, n = bark.config.semantic, card["semantic"].steps
+        assert n == 200
+        cache = 2 * 16 * (config.text_length + 1 + n / 2) * 4
+        # What is held besides: norms, scales of int8, and rows of the head that stand for nothing.
+        assert 0.75 * held < card["semantic"].bytes - cache <= held
+        assert card["coarse"].steps == 600 and card["fine"].steps == card["codec"].steps == 0
+        assert card["codec"].operations > 0
+
+    def test_the_card_counts_windows(self, model):
+        from bark_jax.config import BarkConfig
+        from benchmarks import speed
+
+        config = BarkConfig.load(model / "config.json")
+        short, long = (speed.work(config, "float32", seconds) for seconds in (4.0, 14.0))
+        assert long["fine"].operations == 2 * short["fine"].operations  # 300 frames: a window; 1,051: two
+        prompt = 2 * 12 * 16**2 * 257 + 4 * 16 * 257**2 / 2
+        assert short["coarse"].operations == prompt  # ten windows, all of which extend the first
+        assert long["coarse"].operations > 20 * prompt
+        assert speed.Work(10, 5.0, 100.0).floor(50.0, 20.0) == pytest.approx(10 * 5 / 50 + 100 / 20)
+
+    def test_the_whole(self, model, capsys):
+        from benchmarks import speed
+
+        one = speed.timed(str(model), "float32", 2, 0.5, "cpu", 1)
+        assert one["rows"] == 2 and one["audio_s"] == pytest.approx(2 * 37 / 75)
+        assert one["times_real_time"] == pytest.approx(one["audio_s"] / one["seconds"]["total"])
+        assert one["compiled_while_timing"] == 0 and one["resident_mb"] > 100
+        arguments = ["--model", str(model), "--dtype", "float32", "--seconds", "0.5", "--rows", "2", "--repeat", "1"]
+        assert speed.main([*arguments, "--parts", "card,throughput"]) == 0
+        table, result = capsys.readouterr().out.rsplit("\n", 2)[0:2]
+        found = json.loads(result)
+        assert found["throughput"][0]["rows"] == 2 and found["card"]["float32"]["0.5"]["floor_s"] > 0
+        assert "throughput" in table and "GFLOP besides" in table
+
+    def test_logits_compared(self):
+        from benchmarks import quality
+
+        exact = np.array([[0.0, 1.0, 3.0], [2.0, 0.0, 0.0]])
+        same = quality.compare(exact, exact + np.array([[5.0], [-1.0]]))  # a constant changes nothing
+        assert same["error"] < 1e-12 and same["divergence"] < 1e-12 and same["same_likeliest"] == 1
+        other = quality.compare(exact, exact[:, ::-1])
+        p = np.exp(exact) / np.exp(exact).sum(-1, keepdims=True)
+        assert other["divergence"] == pytest.approx(np.mean(np.sum(p * np.log(p / p[:, ::-1]), -1)))
+        assert other["same_likeliest"] == 0 and other["error"] > 1
+
+    def test_quality(self, model, capsys):
+        from benchmarks import quality
+
+        assert quality.main(["--model", str(model), "--texts", "3", "--seconds", "1"]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["positions"]["text"] == 3 * 51  # and the end of speech
+        for stage in ("text", "coarse", "fine"):
+            finer, coarser = (result["quality"][dtype][stage] for dtype in ("bfloat16", "int8"))
+            assert 0 < finer["error"] < coarser["error"] < 0.2
+            assert finer["same_likeliest"] > 0.9
+
+
 class TestTrain:
     @pytest.fixture(autouse=True)
     def _packages(self, monkeypatch):

@@ -46,18 +46,31 @@ def nll(
     Returns:
       Per row the sum over its targets (B,) float32, in nats, and the number of targets (B,) int32.
     """
-    parts: Any = {"text": _text, "coarse": _coarse, "fine": _fine}[stage]
-    part = {"text": config.semantic, "coarse": config.coarse, "fine": config.fine}[stage]
-    logits, codes, counted = parts(part, network, batch, dropout, remat)
+    logits, codes, counted = predicted(stage, config, network, batch, dropout=dropout, remat=remat)
     if guidance != 1.0:
         place, pad = told(stage, config)
         place = (slice(None), *place)
-        without, _, _ = parts(part, network, batch._replace(inputs=batch.inputs.at[place].set(pad)), None, "none")
+        without, _, _ = predicted(stage, config, network, batch._replace(inputs=batch.inputs.at[place].set(pad)))
         plain = unguided(logits, jax.lax.stop_gradient(without), guidance)
         shown = jnp.any(batch.inputs[place] != pad, axis=-1)
         logits = jnp.where(shown[:, None, None], plain, logits)
     losses = _cross_entropy(logits, codes)
     return jnp.sum(jnp.where(counted, losses, 0.0), axis=1), jnp.sum(counted, axis=1, dtype=jnp.int32)
+
+
+def predicted(
+    stage: str,
+    config: BarkConfig,
+    network: Any,
+    batch: Batch,
+    *,
+    dropout: Dropout | None = None,
+    remat: str = "none",
+) -> Predicted:
+    """What a network predicts where a batch has targets; arguments as of `nll`."""
+    parts: Any = {"text": _text, "coarse": _coarse, "fine": _fine}[stage]
+    part = {"text": config.semantic, "coarse": config.coarse, "fine": config.fine}[stage]
+    return parts(part, network, batch, dropout, remat)
 
 
 def _text(config: SemanticConfig, network: CausalGPT, batch: Batch, dropout: Dropout | None, remat: str) -> Predicted:

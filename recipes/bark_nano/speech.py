@@ -276,9 +276,8 @@ def speed(bark: bark_jax.Bark, texts: Sequence[str], voice: str) -> float:
     return statistics.median(ratios)
 
 
-def first_use(model: str) -> tuple[float, float]:
-    """Seconds from the start of a process to the end of its first utterance: without and with a compilation cache."""
-    code = f"import bark_jax; bark_jax.generate({FOX!r}, model={model!r}, seed=1)"
+def first_use(code: str) -> tuple[float, float]:
+    """Seconds of a process of its own that runs `code`: with an empty compilation cache, and with a full one."""
     seconds = []
     with tempfile.TemporaryDirectory() as place:
         always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
@@ -405,5 +404,7 @@ def evaluate_speech(
     picture(bark.generate(FOX, voice=FOX_VOICE, seed=FOX_SEED), folder.path / "fox.png")
     if timed:
         result["xrt"] = speed(bark, [line.text for line in preset[:10]], preset[0].voice)
-        result["cold_s"], result["warm_s"] = first_use(model)
+        result["cold_s"], result["warm_s"] = first_use(
+            f"import bark_jax; bark_jax.generate({FOX!r}, model={model!r}, seed=1)"
+        )
     return {key: round(value, 4) for key, value in result.items()}
