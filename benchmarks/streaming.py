@@ -15,6 +15,7 @@ import random
 import resource
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -228,20 +229,27 @@ def long(bark: Bark, text: str, voice: str, assets: Path) -> dict[str, Any]:
 
     sentences = [one.strip() for one in splitting.sentences(text)]
     memory: list[float] = []
-    parts: list[tuple[str, np.ndarray]] = []
-    for chunk, last in _with_last(bark.stream(text, voice=voice, seed=1)):
-        memory.append(_resident())
-        if parts and parts[-1][0] == chunk.text:
-            parts[-1] = (chunk.text, np.concatenate([parts[-1][1], chunk.audio]))
-        else:
-            parts.append((chunk.text, chunk.audio))
-        if last:
-            say(f"long: {len(parts)} parts")
-    counts = [whisper.wrong(said, audio, rate) for said, audio in parts]
+    parts: list[tuple[str, int]] = []  # what is said, and the samples up to its end
+    with tempfile.TemporaryFile() as file:  # not in memory, whose growth is measured
+        for chunk, last in _with_last(bark.stream(text, voice=voice, seed=1)):
+            memory.append(_resident())
+            file.write(chunk.audio.astype(np.float32).tobytes())
+            end = file.tell() // 4
+            if parts and parts[-1][0] == chunk.text:
+                parts[-1] = (chunk.text, end)
+            else:
+                parts.append((chunk.text, end))
+            if last:
+                say(f"long: {len(parts)} parts")
+        file.seek(0)
+        audio = np.frombuffer(file.read(), np.float32)
+    ends_at = [0, *(end for _, end in parts)]
+    counts = [
+        whisper.wrong(said, audio[start:end], rate) for start, (said, end) in zip(ends_at[:-1], parts, strict=True)
+    ]
     said_alone = zip(sentences, _alone(bark, sentences, voice), strict=True)
     alone = [whisper.wrong(said, speech.audio, rate) for said, speech in said_alone]
     wer_long, wer_alone = (100 * sum(w for w, _ in c) / sum(n for _, n in c) for c in (counts, alone))
-    audio = np.concatenate([wave for _, wave in parts])
     tenth = len(audio) // 10
     prompt = bark._library.get(voice)
     preset = who(bark.decode(np.zeros((1, 0), np.int32) if prompt is None else prompt.fine))
