@@ -46,11 +46,6 @@ FLITE = ("slt", "rms", "awb")
 """Recorded voices of flite's package: US female, US male, Scottish male."""
 
 
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
 # --- speakers ---------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +161,12 @@ class Speaker:
         if not out.exists():
             out.parent.mkdir(exist_ok=True)
             evaluate.evaluate(
-                ways, self.folder / "test", out, texts=texts, listener=self.listener, log=lambda line: say(f"  {line}")
+                ways,
+                self.folder / "test",
+                out,
+                texts=texts,
+                listener=self.listener,
+                log=lambda line: harness.say(f"  {line}"),
             )
         return json.loads((out / "evaluation.json").read_text("utf-8"))
 
@@ -204,7 +204,7 @@ class Speaker:
             start = time.perf_counter()
             rows = prepare(self.bark, recordings, self.work / "rows" / recordings.name, voice=self.name, consent=WHO)
             ready = time.perf_counter()
-            say(f"  {name}: {rows.minutes:.1f} minutes of rows in {ready - start:.0f} s")
+            harness.say(f"  {name}: {rows.minutes:.1f} minutes of rows in {ready - start:.0f} s")
             data = with_text(rows.rows) if "text" in stages else rows.rows
             made = finetune(self.model, data, out, stages=stages, lora=lora, steps=steps, consent=WHO, progress=True)
             took = {"product": str(made.product), "minutes": (time.perf_counter() - start) / 60}
@@ -323,10 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cast = corpus.speakers(given.speakers, list(teachers.voices(given.assets)))
         heldout = [one for one in cast if one.heldout and one.name not in corpus.HELD_OUT]
         for speaker in heldout[:2]:
-            say(f"{speaker.name} speaks")
+            harness.say(f"{speaker.name} speaks")
             teach(place / speaker.name, max(minutes), speaker, lines, given.assets)
         if shutil.which("flite"):
-            say(f"{FLITE[0]} speaks")
+            harness.say(f"{FLITE[0]} speaks")
             flite(place / FLITE[0], max(minutes), FLITE[0], lines)
     speakers = sorted(path.name for path in place.iterdir() if path.is_dir())
     if len(speakers) < 2:
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listener = judges.Listener(str(given.assets / "whisper-base"), threads=harness.cores())
     found = {}
     for i, name in enumerate(speakers):
-        say(name)
+        harness.say(name)
         other = place / speakers[(i + 1) % len(speakers)]
         speaker = Speaker(name, given.work, given.model, listener)
         found[name] = measure(speaker, other, evaluate.TEXTS[: given.texts], minutes, given.steps)

@@ -179,6 +179,11 @@ def some_of(choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Text columns: the first to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]

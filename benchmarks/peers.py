@@ -656,7 +656,9 @@ def parse_size(value: str) -> Size:
     return layers, heads, width
 
 
-def _positive(kind: type, low: float, high: float) -> Callable[[str], Any]:
+def positive(kind: type, low: float, high: float) -> Callable[[str], Any]:
+    """The type of an argument: a number of `kind`, `low` to `high`."""
+
     def parse(value: str) -> Any:
         try:
             number = kind(value)
@@ -673,14 +675,14 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Time Suno's torch code and bark_jax.")
     p.add_argument("--size", type=parse_size, default=SIZES["small"], help="small, large, or LAYERS,HEADS,WIDTH")
-    p.add_argument("--seconds", type=_positive(float, 0.05, 15.4), default=4.0, help="length of the speech (4)")
+    p.add_argument("--seconds", type=positive(float, 0.05, 15.4), default=4.0, help="length of the speech (4)")
     p.add_argument("--voice", help="none, or one of Suno's presets; default: both none and v2/en_speaker_6")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="of our weights")
     p.add_argument("--best", choices=("bfloat16", "int8", "none"),
                    help="our faster weights; default: int8 on a CPU, bfloat16 elsewhere")  # fmt: skip
     p.add_argument("--alone", action="store_true", help="only Suno's code and ours: no transformers, no faster weights")
     p.add_argument("--no-hf", action="store_true", help="no transformers: its bfloat16 is slow on older CPUs")
-    p.add_argument("--repeat", type=_positive(int, 1, 1000), default=3, help="timed runs per side (3)")
+    p.add_argument("--repeat", type=positive(int, 1, 1000), default=3, help="timed runs per side (3)")
     p.add_argument(
         "--stages", type=harness.some_of(STAGES), default=STAGES, help=f"comma-separated, of {','.join(STAGES)}"
     )

@@ -33,11 +33,6 @@ FASTER = ("bfloat16", "int8")
 MODEL = "bark-nano"
 
 
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def rows(bark: Bark, texts: Sequence[str], voice: str | None, seconds: float | None) -> list[examples.Row]:
     """What the model says, as the trainer's rows."""
     how = Sampling() if seconds is None else Sampling(allow_early_stop=False, max_duration_s=seconds)
@@ -99,7 +94,7 @@ def run(model: str, texts: Sequence[str], options: argparse.Namespace) -> dict[s
         return bark_jax.load(model, dtype=dtype, device=options.device)
 
     bark = load("float32")
-    say(f"float32: {len(texts)} sentences")
+    harness.say(f"float32: {len(texts)} sentences")
     said = rows(bark, texts, voice, options.seconds)
     batches = {stage: batch(bark, stage, said) for stage in STAGES}
     exact = {stage: logits(bark, stage, one) for stage, one in batches.items()}
@@ -107,7 +102,7 @@ def run(model: str, texts: Sequence[str], options: argparse.Namespace) -> dict[s
     if options.words:
         result["wer"] = {"float32": heard(bark, texts, voice, options.assets)}
     for dtype in FASTER:
-        say(dtype)
+        harness.say(dtype)
         bark.unload()
         bark = load(dtype)
         result["quality"][dtype] = {
@@ -137,8 +132,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default=MODEL, help=f"what bark_jax.load takes ({MODEL})")
     p.add_argument("--size", type=peers.parse_size, help="small, large, or LAYERS,HEADS,WIDTH: random weights instead")
     p.add_argument("--voice", default="none", help="a preset of the model (none)")
-    p.add_argument("--texts", type=int, default=24, help="sentences (24)")
-    p.add_argument("--seconds", type=float, help="length of each utterance; default: as the model ends it")
+    p.add_argument("--texts", type=peers.positive(int, 1, 10_000), default=24, help="sentences (24)")
+    p.add_argument(
+        "--seconds",
+        type=peers.positive(float, 0.05, 15.4),
+        help="length of each utterance; default: as the model ends it",
+    )
     p.add_argument("--words", action="store_true", help="let whisper-base count words; not for random weights")
     p.add_argument("--assets", type=Path, default=Path("bark-nano-work/assets"), help="where whisper-base is kept")
     p.add_argument("--device", choices=("cpu", "gpu"), help="default: JAX's")

@@ -35,11 +35,6 @@ from recipes.bark_nano import sentences
 PARTS = ("devices", "corpus")
 
 
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 
@@ -62,7 +57,7 @@ def devices(model: str, n_devices: int, n_texts: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for count in (1, n_devices):
             out = Path(folder) / f"{count}.npz"
-            say(f"devices: {n_texts} texts on {count}")
+            harness.say(f"devices: {n_texts} texts on {count}")
             flags = f"--xla_force_host_platform_device_count={count}"
             command = [sys.executable, "-m", "benchmarks.scale", "--model", model, "--speak", str(out)]
             subprocess.run(
@@ -97,7 +92,7 @@ class Clock:
 
     def __call__(self, line: str) -> None:
         self.times.append(time.perf_counter())
-        say(f"  {line}")
+        harness.say(f"  {line}")
 
     @property
     def per_part(self) -> float:
@@ -157,7 +152,7 @@ def corpus(model: str, n_rows: int, repeat: int) -> dict[str, Any]:
         source.write_text("\n".join(lines) + "\n", "utf-8")
 
         def run(name: str, engine: str, **cluster_options: Any) -> Clock:
-            say(f"corpus: {name}")
+            harness.say(f"corpus: {name}")
             clock = Clock()
             synthesize_dataset(source, Path(folder) / name, job, engine=engine, progress=clock, **cluster_options)
             return clock

@@ -41,11 +41,6 @@ ROWS = (1, 8, 32, 64)
 TEXT = peers.TEXT
 
 
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
@@ -71,9 +66,9 @@ class Work:
 def work(config: BarkConfig, dtype: str, seconds: float) -> dict[str, Work]:
     """Of an utterance of so many seconds, without a voice.
 
-    A step reads the blocks and the rows of the head that it needs, and the cache, which is float32 on CPUs and bfloat16
-    where the weights are not float32 elsewhere; two operations for a weight and a position, and four for a pair of
-    positions and a number of the width. Norms, GELU and drawing are left out: they are small, and not the floor.
+    A step reads the blocks, the rows of the head that it needs, and the cache, counted as float32; prompts and windows
+    take two operations for a weight and a position, and four for a pair of positions and a number of the width. Norms,
+    GELU and drawing are left out: they are small, and not the floor.
     """
     semantic, coarse, fine = config.semantic, config.coarse, config.fine
     size = memory.BYTES[dtype]
@@ -96,7 +91,6 @@ def work(config: BarkConfig, dtype: str, seconds: float) -> dict[str, Work]:
     )
 
     network, drawn = coarse.network, tokens.n_coarse_tokens(coarse, n)
-    longest = coarse.semantic_length + 1 + coarse.max_history
     windows = range(0, drawn, coarse.window)
     # While the prompt only grows, its cache is kept; the semantic ids that are seen then stay the same.
     again = [start for start in windows if start == 0 or start > coarse.max_history]
@@ -105,7 +99,7 @@ def work(config: BarkConfig, dtype: str, seconds: float) -> dict[str, Work]:
     shaped = Work(
         drawn,
         size * (blocks(network) + coarse.codebook_size * network.n_embd) + kept(network, float(np.mean(seen))),
-        sum(whole(network, p, min(p, longest) ** 2 / 2) for p in prompts),
+        sum(whole(network, p, p**2 / 2) for p in prompts),
     )
 
     network, frames = fine.network, tokens.n_frames(coarse, n)
@@ -200,9 +194,10 @@ def timed(model: str, dtype: str, rows: int, seconds: float, device: str, repeat
     }
 
 
+@functools.cache
 def elsewhere(model: str, dtype: str, rows: int, seconds: float, device: str, repeat: int) -> dict[str, Any]:
-    """`timed` in a process of its own, so that memory and compilation are its own."""
-    say(f"{dtype}, {rows} at once, {seconds:g} s")
+    """`timed` in a process of its own, so that memory and compilation are its own; once, for both parts that ask."""
+    harness.say(f"{dtype}, {rows} at once, {seconds:g} s")
     one = json.dumps([model, dtype, rows, seconds, device, repeat])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed", "--one", one], stdout=subprocess.PIPE, check=True, text=True
@@ -242,7 +237,7 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
     if "card" in options.parts:
         machine = {}
         for dtype in options.dtype:
-            say(f"rates of the machine, {dtype}")
+            harness.say(f"rates of the machine, {dtype}")
             n_bytes = memory.of_weights(config, dtype)["semantic"]
             machine[dtype] = {"bytes_per_s": memory_rate(n_bytes), "operations_per_s": product_rate(dtype)}
         result["machine"] = machine
@@ -263,7 +258,7 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
             for rows in options.rows
         ]
     if "first" in options.parts:
-        say("first use")
+        harness.say("first use")
         result["first"] = {dtype: first_use(model, dtype, device) for dtype in options.dtype}
     return result
 
@@ -322,10 +317,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--model", help="what bark_jax.load takes, in place of random weights")
     p.add_argument("--dtype", type=harness.some_of(DTYPES), default=DTYPES, help=f"some of {','.join(DTYPES)}; all")
-    p.add_argument("--seconds", type=numbers(float), default=SECONDS, help="of the utterances (4,13)")
-    p.add_argument("--rows", type=numbers(int), default=ROWS, help="of part throughput (1,8,32,64)")
+    p.add_argument(
+        "--seconds", type=numbers(peers.positive(float, 0.05, 15.4)), default=SECONDS, help="of the utterances (4,13)"
+    )
+    p.add_argument(
+        "--rows", type=numbers(peers.positive(int, 1, 1000)), default=ROWS, help="of part throughput (1,8,32,64)"
+    )
     p.add_argument("--parts", type=harness.some_of(PARTS), default=PARTS, help=f"some of {','.join(PARTS)}")
-    p.add_argument("--repeat", type=int, default=3, help="timed runs (3)")
+    p.add_argument("--repeat", type=peers.positive(int, 1, 1000), default=3, help="timed runs (3)")
     p.add_argument("--device", choices=("cpu", "gpu"), help="default: JAX's")
     p.add_argument("--out", help="write the JSON to this file, or to benchmarks/results/NAME.json for a bare name")
     p.add_argument("--one", help=argparse.SUPPRESS)  # a process of part latency or throughput

@@ -14,7 +14,6 @@ import json
 import random
 import resource
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -35,11 +34,6 @@ PARTS = ("joined", "latency", "play", "low", "long")
 SHORT = "Good morning!"
 """A short first sentence."""
 LSB = 1 / 32768
-
-
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 # --- joined = whole ---------------------------------------------------------------------------------------------------
@@ -77,7 +71,7 @@ def joined(bark: Bark, sentences: Sequence[str], voices: Sequence[str | None], n
         off = _difference(np.concatenate(heard), np.asarray(codec.decode(network, whole.fine)))
         equal_pieces, worst_piece = equal_pieces + (off <= LSB), max(worst_piece, off)
         if (i + 1) % 20 == 0:
-            say(f"joined: {i + 1} of {n}")
+            harness.say(f"joined: {i + 1} of {n}")
     return {
         "texts": n,
         "tokens_equal": equal_tokens,
@@ -233,14 +227,14 @@ def long(bark: Bark, text: str, voice: str, assets: Path) -> dict[str, Any]:
     with tempfile.TemporaryFile() as file:  # not in memory, whose growth is measured
         for chunk, last in _with_last(bark.stream(text, voice=voice, seed=1)):
             memory.append(_resident())
-            file.write(chunk.audio.astype(np.float32).tobytes())
+            file.write(chunk.audio.tobytes())
             end = file.tell() // 4
             if parts and parts[-1][0] == chunk.text:
                 parts[-1] = (chunk.text, end)
             else:
                 parts.append((chunk.text, end))
             if last:
-                say(f"long: {len(parts)} parts")
+                harness.say(f"long: {len(parts)} parts")
         file.seek(0)
         audio = np.frombuffer(file.read(), np.float32)
     ends_at = [0, *(end for _, end in parts)]

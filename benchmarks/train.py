@@ -632,7 +632,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m benchmarks.train", description="Time a training step of bark_jax and of a plain torch loop."
     )
-    number = peers._positive
+    number = peers.positive
     p.add_argument("--size", type=peers.parse_size, default=peers.SIZES["small"], help="small, large, or L,H,D")
     p.add_argument("--stage", choices=STAGES, default="coarse", help="default: coarse")
     p.add_argument("--rows", type=number(int, 1, 100_000), default=8, help="rows of the batch (8)")
