@@ -207,19 +207,28 @@ def matmul(x: jax.Array, weight: Any) -> jax.Array:
 def _int8_matmul(x: jax.Array, weight: Int8) -> jax.Array:
     """Integers times integers, x brought to 8 bits row by row, so that no row depends on another.
 
-    The sum of the products is exact: a result is the same in every batch. A single row is sent twice: XLA's fast CPU
-    kernels begin at two.
+    The sum of the products is exact: a result is the same in every batch. A single row is sent twice, see `_twice`.
     """
     flat = x.reshape(-1, x.shape[-1])
     largest = jnp.max(jnp.abs(flat), axis=-1, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1) / 127
     rounded = jnp.rint(flat / scale).astype(jnp.int8)
-    single = len(rounded) == 1
-    if single:
-        rounded = jnp.broadcast_to(rounded, (2, rounded.shape[1]))
-    sums = lax.dot_general(rounded, weight.values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
-    y = (sums[:1] if single else sums).astype(jnp.float32) * scale * weight.scale
+    sums = _twice(rounded, weight.values, jnp.int32) if len(rounded) == 1 else _plain(rounded, weight.values, jnp.int32)
+    y = sums.astype(jnp.float32) * scale * weight.scale
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _plain(x: jax.Array, weight: jax.Array, kind: Any) -> jax.Array:
+    """x (M, K) times weight (N, K) of the same dtype → (M, N) of dtype `kind`."""
+    return lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=kind)
+
+
+def _twice(x: jax.Array, weight: jax.Array, kind: Any) -> jax.Array:
+    """`_plain` of one row, computed twice: XLA's CPU kernels for low weights begin at two rows.
+
+    With one it copies the weight into the wider dtype first, before the loop: four times the memory of an int8 weight.
+    """
+    return _plain(jnp.broadcast_to(x, (2, x.shape[1])), weight, kind)[:1]
 
 
 @jax.custom_vjp
@@ -232,7 +241,13 @@ def _matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     The gradient is written out, because JAX's own would multiply a float32 cotangent with a low weight in float32, and
     on CPUs copies the cotangent into another order first (a fifth of the gradient's time).
     """
-    return dot(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+    if weight.dtype == jnp.float32 or x.size != x.shape[-1]:
+        return dot(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+    row = x.reshape(1, -1).astype(weight.dtype)
+    y = lax.platform_dependent(
+        row, weight, cpu=partial(_twice, kind=jnp.float32), default=partial(_plain, kind=jnp.float32)
+    )
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def dot(a: jax.Array, b: jax.Array, dimension_numbers: lax.DotDimensionNumbers) -> jax.Array:

@@ -5,6 +5,7 @@ Cached = uncached, row of a batch = the request alone, reloaded = original; noth
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -442,6 +443,28 @@ def test_no_copy_the_size_of_a_cache_in_the_compiled_steps(bark, rows, filtered)
     )
     assert state.cache.keys[0].shape[0] == rows * heads
     check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.coarse.network.n_layer)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_low_weights_are_never_widened_as_a_whole(rows, dtype):  # type: ignore[no-untyped-def]
+    """A loop that begins by making float32 of a table or a matrix costs more time and memory than low weights save."""
+    made = models.config((2, 2, 256)).semantic
+    made = dataclasses.replace(made, network=dataclasses.replace(made.network, input_vocab_size=20_000))
+    module = weights.abstract(dataclasses.replace(models.config(), semantic=made), "semantic")
+    zeros = {name: np.zeros(leaf.shape, np.float32) for name, leaf in weights.names(module).items()}
+    low = {name: weights.lowered("semantic", name, tensor, dtype) for name, tensor in zeros.items()}
+    step = semantic.advance.lower(
+        weights.Weights.of(weights.fill(module, jax.tree.map(jnp.asarray, low))),
+        made,
+        semantic.empty(made, rows),
+        semantic.Settings.of(made, [GREEDY] * rows),
+        sampling.stage_keys([1] * rows, "semantic"),
+        n=8,
+        filtered=False,
+    )
+    smallest = min(tensor.nbytes for tensor in zeros.values() if tensor.ndim == 2 and tensor.shape[0] > 256)
+    assert step.compile().memory_analysis().temp_size_in_bytes < smallest, (rows, dtype)
 
 
 def check_copies(hlo, shape, n_layer):  # type: ignore[no-untyped-def]
