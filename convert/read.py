@@ -13,7 +13,7 @@ import json
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,19 +52,27 @@ MAX_PICKLE_BYTES = 32 * 2**20
 """Largest pickle inside an archive; that of the largest published file, with optimizer state, has under 1 MB."""
 
 
-def _scan_pickle(stream: BinaryIO, path: Path) -> None:
+class Ignored:
+    """Stands for an object of a class whose objects are not needed: what it held is dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _scan_pickle(stream: BinaryIO, path: Path, ignored: Collection[str]) -> None:
+    refused = _REFUSED_OPCODES - ({"NEWOBJ"} if ignored else set())  # torch's reader makes allowed classes alone by it
     strings = ["?", "?"]
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             name = None
             if opcode.name == "GLOBAL":
                 name = str(argument).replace(" ", ".")
-            elif opcode.name in _REFUSED_OPCODES:
+            elif opcode.name in refused:
                 name = ".".join(strings[-2:]) if opcode.name == "STACK_GLOBAL" else str(argument).replace(" ", ".")
                 name = f"{name} (by the opcode {opcode.name})"
             elif isinstance(argument, str):
                 strings = [*strings[-1:], argument[:100]]
-            if name is not None and name not in GLOBALS:
+            if name is not None and name not in GLOBALS and name not in ignored:
                 raise ConversionError(
                     f"{path} is refused: its pickle names {name}, which no Bark checkpoint needs and which could run "
                     f"code. Allowed are {', '.join(sorted(GLOBALS))}"
@@ -75,14 +83,14 @@ def _scan_pickle(stream: BinaryIO, path: Path) -> None:
         raise ConversionError(f"{path} is damaged: it holds no valid pickle ({_line(error)})") from None
 
 
-def _scan(path: Path) -> bool:
+def _scan(path: Path, ignored: Collection[str]) -> bool:
     """Refuse what torch should not even begin to read. Returns whether the file is an archive (and can be mapped)."""
     with path.open("rb") as file:
         start = file.read(len(_LEGACY))
         if start == _LEGACY:
             file.seek(0)
             for _ in range(5):  # magic number, protocol, machine, content, storage keys; then raw numbers
-                _scan_pickle(file, path)
+                _scan_pickle(file, path, ignored)
             return False
     if not start.startswith(b"PK\x03\x04"):
         raise ConversionError(
@@ -114,7 +122,7 @@ def _scan(path: Path) -> bool:
             order = f"{next(iter(roots))}/byteorder"
             if order in seen and archive.read(order).strip() != b"little":
                 raise ConversionError(f"{path} is refused: it was written on a big-endian machine")
-            _scan_pickle(io.BytesIO(archive.read(pickles[0])), path)
+            _scan_pickle(io.BytesIO(archive.read(pickles[0])), path, ignored)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError) as error:
         if isinstance(error, ConversionError):
             raise
@@ -122,19 +130,23 @@ def _scan(path: Path) -> bool:
     return True
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path, ignored: Collection[str] = ()) -> Any:
     """The content of a file of ``torch.save``, tensors as maps of the file.
 
+    Args:
+      ignored: classes of the file whose objects are not needed, by name; an `Ignored` stands for each of them.
+
     Raises:
-      ConversionError: damaged, or its pickle asks for anything beyond `GLOBALS`. No code of the file runs.
+      ConversionError: damaged, or its pickle asks for anything beyond `GLOBALS` and `ignored`. No code of it runs.
     """
-    mapped = _scan(path)
+    mapped = _scan(path, ignored)
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     allowed: list[Any] = [
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         np.dtype,
         *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8")),
+        *((Ignored, name) for name in ignored),
     ]
     try:
         with torch.serialization.safe_globals(allowed):
@@ -161,12 +173,14 @@ class Source:
     """Of a file that holds several networks, the tensors of this one start so."""
     inside: str = ""
     """Key of the state dict, if it is not the whole content."""
+    ignored: tuple[str, ...] = ()
+    """As of `load_pickle`."""
 
     def open(self) -> dict[str, torch.Tensor]:
         """The tensors by name, without prefixes. Dropping the last of them closes the files."""
         tensors: dict[str, torch.Tensor] = {}
         for path in self.files:
-            for name, tensor in _tensors(path, self.prefix, self.inside).items():
+            for name, tensor in _tensors(path, self.prefix, self.inside, self.ignored).items():
                 short = name.removeprefix(self.prefix).removeprefix("_orig_mod.")
                 if short in tensors:
                     raise ConversionError(f"{path} holds {name} twice, with and without the prefix of torch.compile")
@@ -190,14 +204,14 @@ class Found:
     """Whether heads that are absent may be taken from the tables."""
 
 
-def _tensors(path: Path, prefix: str, inside: str) -> dict[str, torch.Tensor]:
+def _tensors(path: Path, prefix: str, inside: str, ignored: Collection[str] = ()) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in list(file.keys()) if name.startswith(prefix)}
         except safetensors.SafetensorError as error:
             raise ConversionError(f"{path} is damaged or no safetensors file: {_line(error)}") from None
-    content = load_pickle(path)
+    content = load_pickle(path, ignored)
     state = content.get(inside) if inside and isinstance(content, dict) else content
     if not isinstance(state, dict):
         raise ConversionError(f"{path} is not a Bark checkpoint: it holds no table of tensors{_at(inside)}")

@@ -1,9 +1,9 @@
 """HuBERT-base and a quantizer → ``units.safetensors``: ``python -m convert.units HUBERT QUANTIZER MODEL``.
 
-Takes Hugging Face's ``facebook/hubert-base-ls960`` (a folder, or its weight file) or fairseq's keys in a file of plain
-tensors, and a community quantizer (``quantifier_hubert_base_ls960_14.pth`` and its kin, versions 0 and 1). Writes the
-file into a converted Bark model, for `Bark.audio_to_semantic` and cloning. Every tensor is used once or listed as left
-out: HuBERT's later blocks, and what only its training needs.
+Takes Hugging Face's ``facebook/hubert-base-ls960`` (a folder, or its weight file) or fairseq's
+``hubert_base_ls960.pt``, and a community quantizer (``quantifier_hubert_base_ls960_14.pth`` and its kin, versions 0
+and 1). Writes the file into a converted Bark model, for `Bark.audio_to_semantic` and cloning. Every tensor is used once
+or listed as left out: HuBERT's later blocks, and what only its training needs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from bark_jax.hubert import Hubert, HubertConfig
 from bark_jax.weights import names as tensor_names
 from convert import ConversionError, read, run
 from convert.transforms import fold_weight_norm
+
+_FAIRSEQ = ("fairseq.data.dictionary.Dictionary",)
+"""What fairseq's file holds besides tensors and plain values."""
 
 QUANTIZER = "quantifier_hubert_base_ls960_14.pth"
 
@@ -109,11 +112,12 @@ def _open(path: Path) -> dict[str, torch.Tensor]:
         files = [path]
     else:
         raise FileNotFoundError(f"There is no {path}")
-    inside = ""
-    if files[0].suffix == ".pt":  # fairseq puts its state under "model"
-        content = read.load_pickle(files[0])
+    source = read.Source("hf", tuple(files))
+    if files[0].suffix == ".pt":  # fairseq puts its state under "model", and its task's dictionary beside it
+        content = read.load_pickle(files[0], _FAIRSEQ)
         inside = "model" if isinstance(content, dict) and "model" in content else ""
-    return read.Source("hf", tuple(files), inside=inside).open()
+        source = read.Source("hf", tuple(files), inside=inside, ignored=_FAIRSEQ)
+    return source.open()
 
 
 def _hubert(path: Path, log: Callable[[str], Any], n_layer: int = 9) -> tuple[dict[str, Any], int]:

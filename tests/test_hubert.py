@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+import types
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +98,20 @@ def fairseq(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return out | {"final_proj.weight": torch.zeros(3, 4), "label_embs_concat": torch.zeros(2)}
 
 
+@contextlib.contextmanager
+def fairseq_object(module: str, name: str) -> Iterator[Any]:
+    """An object of a class of fairseq's, as its pickles have them; the module is there no longer than this."""
+    made = types.ModuleType(module)
+    made.__dict__[name] = type(name, (), {"__module__": module})
+    value = made.__dict__[name]()
+    value.__dict__ |= {"symbols": ["<s>", "<pad>"], "indices": {"<s>": 0, "<pad>": 1}, "unk_index": 3}
+    parents = {module[:i]: types.ModuleType(module[:i]) for i, c in enumerate(module) if c == "."}
+    with pytest.MonkeyPatch.context() as patch:
+        for key, one in (parents | {module: made}).items():
+            patch.setitem(sys.modules, key, one)
+        yield value
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hubert")
@@ -102,7 +121,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(place: Path) -> torch.nn.Module:
     made = theirs()
     made.save_pretrained(place / "hf")
-    torch.save({"model": fairseq(made), "args": None}, place / "fairseq.pt")
+    with fairseq_object("fairseq.data.dictionary", "Dictionary") as dictionary:  # as in the published file
+        content = {"model": fairseq(made), "args": None, "task_state": {"dictionaries": [dictionary]}}
+        torch.save(content, place / "fairseq.pt")
     torch.save({f"hubert.{name}": x for name, x in made.state_dict().items()}, place / "old.bin")
     return made
 
@@ -167,6 +188,13 @@ def test_other_files_give_the_same(
         logits = made(torch.from_numpy(np.array(features)))[0].numpy()
     np.testing.assert_allclose(network.quantize(features)[0], logits, atol=1e-4)
     assert bool(network.config.middle) == bool(version)
+
+
+def test_other_classes_in_a_file_of_fairseqs_are_refused(place: Path, model: torch.nn.Module) -> None:
+    with fairseq_object("fairseq.data.dictionary", "Other") as other:
+        torch.save({"model": fairseq(model), "task_state": other}, place / "other.pt")
+    with pytest.raises(ConversionError, match=r"names fairseq\.data\.dictionary\.Other"):
+        convert_units(place / "other.pt", place / "quantizer-hf-0.pth", models.save(place / "another"))
 
 
 def test_a_model_with_it_takes_ids_from_audio(place: Path, ours: tuple[hubert.Hubert, Quantizer]) -> None:

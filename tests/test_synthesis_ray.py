@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -89,10 +90,11 @@ def test_parts_are_those_of_the_embedded_engine(cluster: Any, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-def test_an_actor_that_is_killed_is_replaced(cluster: Any, share: float, tmp_path: Path) -> None:
-    file = write(tmp_path / "in.parquet", numbered(200))
-    synthesize_dataset(file, tmp_path / "local", SLOW, make=Toy)
+def test_an_actor_that_is_killed_is_replaced(cluster: Any, share: float, seed: int, tmp_path: Path) -> None:
+    file, job = write(tmp_path / "in.parquet", numbered(200)), dataclasses.replace(SLOW, seed=seed)
+    synthesize_dataset(file, tmp_path / "local", job, make=Toy)
     killed: list[int] = []
 
     def watch() -> None:
@@ -104,7 +106,7 @@ def test_an_actor_that_is_killed_is_replaced(cluster: Any, share: float, tmp_pat
             killed.append(pid)
 
     thread = later(0, watch)
-    done = synthesize_dataset(file, tmp_path / "ray", SLOW, engine="ray", make=Toy, actors=2)
+    done = synthesize_dataset(file, tmp_path / "ray", job, engine="ray", make=Toy, actors=2)
     thread.join(1)
     assert killed and done.rows == 200 and done.errors == 0
     equal(tmp_path / "local", tmp_path / "ray")
@@ -148,13 +150,16 @@ def test_a_driver_that_is_killed_is_started_again(tmp_path: Path) -> None:
     (tmp_path / "driver.py").write_text(DRIVER)
     command = [sys.executable, str(tmp_path / "driver.py"), str(file), str(out)]
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-    for more in (2, 5, 4):
+    moment = random.Random(0)
+    for _ in range(10):
+        more = moment.choice((0, 1, 2))
         process = subprocess.Popen(command, env=environment)
         before, end = len(list((out / "parts").glob("*.json"))), time.monotonic() + 90
         while process.poll() is None and time.monotonic() < end:
             if len(list((out / "parts").glob("*.json"))) >= before + more:
                 break
             time.sleep(0.02)
+        time.sleep(moment.uniform(0, 0.3))
         process.kill()
         process.wait()
     subprocess.run(command, env=environment, check=True, timeout=180)

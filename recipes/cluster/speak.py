@@ -18,6 +18,24 @@ import jax
 import bark_jax
 
 
+def speak(texts: str, out: Path, model: str, seed: int, share: int) -> None:
+    """What every process does once JAX knows of all: speak the lines together; the first writes what was said.
+
+    Raises:
+      ValueError: the devices cannot be divided so.
+    """
+    if share < 1 or jax.device_count() % share:
+        raise ValueError(f"share is {share}: it must divide the {jax.device_count()} devices that there are")
+    mesh = jax.make_mesh((jax.device_count() // share, share), ("data", "model"))
+    lines = [line for line in texts.splitlines() if line.strip()]
+    speeches = bark_jax.load(model, mesh=mesh).generate(lines, seed=list(range(seed, seed + len(lines))))
+    if jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        for i, speech in enumerate(speeches):
+            speech.save(out / f"{i:05d}.wav")
+        print(f"{len(lines)} texts, {sum(s.duration for s in speeches):.1f} s, on {jax.device_count()} devices")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", type=Path)
@@ -30,17 +48,7 @@ def main() -> int:
     parser.add_argument("--process", type=int, help="number of this one")
     given = parser.parse_args()
     jax.distributed.initialize(given.coordinator, given.processes, given.process)
-    if jax.device_count() % given.share:
-        parser.error(f"--share is {given.share}: it must divide the {jax.device_count()} devices that there are")
-    mesh = jax.make_mesh((jax.device_count() // given.share, given.share), ("data", "model"))
-    texts = [line for line in given.texts.read_text("utf-8").splitlines() if line.strip()]
-    bark = bark_jax.load(given.model, mesh=mesh)
-    speeches = bark.generate(texts, seed=list(range(given.seed, given.seed + len(texts))))
-    if jax.process_index() == 0:
-        given.out.mkdir(parents=True, exist_ok=True)
-        for i, speech in enumerate(speeches):
-            speech.save(given.out / f"{i:05d}.wav")
-        print(f"{len(speeches)} texts, {sum(s.duration for s in speeches):.1f} s, on {jax.device_count()} devices")
+    speak(given.texts.read_text("utf-8"), given.out, given.model, given.seed, given.share)
     return 0
 
 
