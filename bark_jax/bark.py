@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ class Bark:
         Args:
           text: any length, or a list of them; of white space only empty lines count, nothing else is changed. A text
             fits one call if it has at most 256 tokens and is predicted to last at most 13 s. A longer one is spoken
-            sentence by sentence, in one voice, and joined; so is one with ``[pause]``, ``[pause 0.5s]`` or
+            part by part, in one voice, and joined; so is one with ``[pause]``, ``[pause 0.5s]`` or
             ``[pause 300ms]`` in it.
           voice: see `VoiceLike`; names are looked up in the model's folder, in ``BARK_JAX_VOICES``, and on the hub. A
             cast, {speaker: voice}, makes the text a script: a line that begins with a speaker's name and a colon, and
@@ -213,8 +214,8 @@ class Bark:
         """Speak one text, handing out audio as it becomes final: an iterator of `Chunk`s.
 
         Joined, they are the audio of `generate` with the same arguments (tokens equal; samples within 1e-5, as the
-        codec's pieces may be others). Nothing is computed before the first is asked for, nor after the iterator is
-        closed but for the dispatch that is under way.
+        codec's pieces may be others). The text is split at once, a second for 100,000 characters; nothing is spoken
+        before the first chunk is asked for, nor after the iterator is closed but for the dispatch that is under way.
 
         Args:
           latency: "exact", or "low": audio of a part that is heard while it is made is handed out when the fine codes
@@ -222,14 +223,17 @@ class Bark:
 
         The other arguments, and the errors (raised at once), are those of `generate`.
         """
+        self._check_stream(text, progress, latency)
+        [script] = self._intake.scripts(text, voice, seed, sampling, adapter, split)
+        return self._chunks(script, progress, latency == "low")
+
+    def _check_stream(self, text: str, progress: Progress = None, latency: str = "exact", **_: Any) -> None:
         if not isinstance(text, str):
             raise TextError(f"text is a {type(text).__name__}: a stream speaks one text, a str")
         if latency not in LATENCIES:
             raise ValueError(f"latency is {latency!r}: choose one of {', '.join(LATENCIES)}")
         check_progress(progress)
         self._engine.check_loaded()
-        [script] = self._intake.scripts(text, voice, seed, sampling, adapter, split)
-        return self._chunks(script, progress, latency == "low")
 
     def _chunks(self, script: Script, progress: Progress, low: bool) -> Generator[Chunk, None, None]:
         with reporter(progress) as report:
@@ -246,10 +250,15 @@ class Bark:
                 events.close()
 
     def astream(self, text: str, **options: Any) -> AsyncGenerator[Chunk, None]:
-        """`stream` for ``async for``: the same chunks, arguments and errors, computed in a thread of their own."""
-        return self._in_a_thread(self.stream(text, **options))
+        """`stream` for ``async for``: the same chunks and arguments, computed in a thread of their own.
 
-    async def _in_a_thread(self, chunks: Generator[Chunk, None, None]) -> AsyncGenerator[Chunk, None]:
+        The text is split there too, so errors that are about what it says come when the first chunk is asked for.
+        """
+        self._check_stream(text, **options)
+        return self._in_a_thread(partial(self.stream, text, **options))
+
+    async def _in_a_thread(self, begin: Callable[[], Generator[Chunk, None, None]]) -> AsyncGenerator[Chunk, None]:
+        chunks = await asyncio.to_thread(begin)
         step: asyncio.Future[Chunk | None] | None = None
         try:
             while True:
@@ -272,7 +281,7 @@ class Bark:
         """What happens while a text is spoken; warns of parts that a listener would miss something of."""
         for event in streaming.perform(self._engine, script, report, low=low, begin=begin):
             if isinstance(event, streaming.Spoken):
-                self._warn_of(event)
+                self._warn_of(event, alone=script.plan.whole)
             yield event
 
     def _perform(self, scripts: list[Script], report: Report) -> list[Speech]:
@@ -283,7 +292,7 @@ class Bark:
         ):
             said = [_unpacked(script, parts[i : i + 4]) for i in range(0, len(parts), 4)]
             for spoken in said:
-                self._warn_of(spoken)
+                self._warn_of(spoken, alone=script.plan.whole)
             last = said[-1]
             speeches.append(
                 Speech(
@@ -315,8 +324,8 @@ class Bark:
             spoken.attempts,
         )
 
-    def _warn_of(self, said: Speech | streaming.Spoken) -> None:
-        """Tell what a listener would miss of one call."""
+    def _warn_of(self, said: Speech | streaming.Spoken, *, alone: bool = False) -> None:
+        """Tell what a listener would miss of one call; `alone`: of all that there is to say, cut as it was asked."""
         n, most = len(said.semantic), self.config.semantic.max_tokens
         what, seed = (said.text, said.seed) if isinstance(said, Speech) else (said.request.text, said.request.seed)
         if n == 0:
@@ -325,6 +334,13 @@ class Bark:
             message = (
                 f"The speech of {what[:60]!r} was cut at the model's limit of {most} semantic tokens (seed {seed}): "
                 "use shorter texts"
+            )
+        elif not (isinstance(said, Speech) or said.ended or alone) and n:
+            limit = said.request.sampling.max_duration_s
+            message = (
+                f"The part {what[:60]!r} was cut after {n / self.config.semantic.rate_hz:.1f} s (max_duration_s is "
+                f"{limit}, seed {seed}), and the text goes on behind it: max_duration_s is of every part of a longer "
+                "text; for shorter parts use Split(max_duration_s=...)"
             )
         else:
             return

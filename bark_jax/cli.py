@@ -6,17 +6,21 @@ Exit code 0 only on success; an error is one line on stderr and code 1 (usage 2)
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import bark_jax
-from bark_jax import audio, speech, splitting
+from bark_jax import audio, files, speech, splitting
 from bark_jax.bark import LATENCIES
+from bark_jax.sampling import new_seed
 
 
 class _Commands(click.Group):
@@ -127,6 +131,8 @@ def _prepared(given: dict[str, Any]) -> tuple[bark_jax.Bark, dict[str, Any]]:
         voice=given["carry"], pause_s=given["pause"], retries=given["retries"], language=given["language"]
     )
     cast = dict(pair.partition("=")[::2] for pair in given["cast"])
+    if len(cast) < len(given["cast"]):
+        raise ValueError(f"The cast has {len(given['cast'])} voices for {len(cast)} names: a name has one")
     if not all(cast.values()):
         wrong = next(name for name, voice in cast.items() if not voice)
         raise ValueError(f"The cast has {wrong!r}: it must be NAME=VOICE")
@@ -156,6 +162,25 @@ def _prepared(given: dict[str, Any]) -> tuple[bark_jax.Bark, dict[str, Any]]:
     return bark, options
 
 
+def _stdin() -> str:
+    """What comes on the standard input, UTF-8."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The standard input is not UTF-8 text: {error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _apart(paths: Mapping[str, str | None]) -> None:
+    """Raises `ValueError` if two of the files are one."""
+    seen: dict[str, str] = {}
+    for name, path in paths.items():
+        if path:
+            other = seen.setdefault(os.path.realpath(path), name)
+            if other != name:
+                raise ValueError(f"{other} and {name} are both {path}: one would be written over the other")
+
+
 def _named(place: str) -> Any:
     """The function that MODULE:FUNCTION names."""
     module, _, name = place.partition(":")
@@ -170,7 +195,7 @@ def _named(place: str) -> Any:
 
 @main.command()
 @click.argument("text", nargs=-1, required=True)
-@click.option("-o", "--output", default="speech.wav", show_default=True, help="wav, flac or ogg.")
+@click.option("-o", "--output", default="speech.wav", show_default=True, help="wav, flac, ogg or mp3.")
 @click.option("--stream", is_flag=True, help="Write raw samples to stdout as they are made, and no file.")
 @click.option(
     "--latency", type=click.Choice(LATENCIES), default="exact", show_default=True, help="low: sooner; other codes."
@@ -189,11 +214,24 @@ def say(
     """
     line = " ".join(text)
     if line == "-":
-        line = sys.stdin.read().removeprefix("\ufeff")
+        line = _stdin()
     if stream:
-        for name, there in (("--timestamps", given["timestamps"]), ("--about", about), ("--mark", mark)):
+        named = click.get_current_context().get_parameter_source("output") is not ParameterSource.DEFAULT
+        for name, there in (
+            ("--timestamps", given["timestamps"]),
+            ("--about", about),
+            ("--mark", mark),
+            ("--output", named),
+            ("--float", given["as_float"]),
+        ):
             if there:
                 raise ValueError(f"There are --stream and {name}: a stream has none")
+        if sys.stdout is None:
+            raise OSError("There is no standard output to write the stream to")
+        if given["seed"] is None:
+            given["seed"] = new_seed()
+            if not given["quiet"]:
+                _note(f"seed {given['seed']}")
         bark, options = _prepared(given)
         for chunk in bark.stream(line, latency=latency, **options):
             sys.stdout.buffer.write(audio.pcm16_bytes(chunk.audio))
@@ -202,6 +240,7 @@ def say(
     if latency != LATENCIES[0]:
         raise ValueError(f"The latency is {latency!r}: it belongs to --stream")
     audio.check_output(output, "float" if given["as_float"] else None)
+    _apart({"--output": output, "--about": f"{output}.json" if about else None, "--timestamps": given["timestamps"]})
     marker = None if mark is None else _named(mark)
     bark, options = _prepared(given)
     start = time.perf_counter()
@@ -225,20 +264,30 @@ def say(
 
 @main.command()
 @click.argument("book", type=click.Path(allow_dash=True, dir_okay=False))
-@click.option("-o", "--output", required=True, help="wav, flac or ogg.")
+@click.option("-o", "--output", required=True, help="wav, flac, ogg or mp3.")
 @_speaking
 def read(book: str, output: str, **given: Any) -> None:
-    """Speak BOOK, a text file in UTF-8 ("-" is stdin), into a file; started again after a kill, it goes on."""
+    """Speak BOOK, a text file in UTF-8 ("-" is stdin), into a file; started again after a kill, it goes on.
+
+    Until it is done, what there is so far is in the folder OUTPUT.part. An OUTPUT that is there already is left alone.
+    """
     from bark_jax import reading
 
     subtype = "float" if given["as_float"] else "pcm16" if Path(output).suffix.lower() == ".wav" else None
     audio.check_output(output, "float" if given["as_float"] else None)
+    _apart({"BOOK": None if book == "-" else book, "--output": output, "--timestamps": given["timestamps"]})
+    if not Path(f"{output}.part").exists():
+        files.absent(Path(output))
     try:
-        text = sys.stdin.read().removeprefix("\ufeff") if book == "-" else Path(book).read_text("utf-8-sig")
+        text = _stdin() if book == "-" else Path(book).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{book} is not UTF-8 text: {error}") from None
     bark, options = _prepared(given)
-    segments = reading.read(bark, text, output, subtype=subtype, timestamps=given["timestamps"] or None, **options)
+    try:
+        segments = reading.read(bark, text, output, subtype=subtype, timestamps=given["timestamps"] or None, **options)
+    except KeyboardInterrupt:
+        _note(f"stopped: the same command goes on from what is in {output}.part")
+        raise
     if not given["quiet"]:
         end = segments[-1].end if segments else 0.0
         click.echo(f"{output}: {end / 60:.1f} minutes of speech in {len(segments)} parts")

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
       OSError: of the writing, naming `path`.
     """
     path = Path(os.path.abspath(path))
-    part = path.with_name(f".{_start(path)}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{start_of_name(path)}.{secrets.token_hex(4)}.part")
     try:
         yield part
         _sync(part)
@@ -50,7 +50,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     absent(path, or_empty=True)
     # Named after machine and process, with a random end: others may be writing the same target, here or elsewhere.
     host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-    prefix = f".{_start(path)}.partial-{host}-"
+    prefix = f".{start_of_name(path)}.partial-{host}-"
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f"{glob.escape(prefix)}*"):
         pid = stale.name.removeprefix(prefix).partition("-")[0]
@@ -77,9 +77,12 @@ def absent(path: Path, *, or_empty: bool = False) -> None:
         raise FileExistsError(errno.EEXIST, "is there already: choose another name, or remove it", str(path))
 
 
-def _start(path: Path) -> str:
-    """Enough of a name to be recognised by: a hidden name must not be longer than file systems allow."""
-    return path.name.encode()[:100].decode(errors="ignore")
+def start_of_name(path: Path) -> str:
+    """Enough of a name to be recognised by: a hidden name must not be longer than file systems allow.
+
+    Bytes that are not UTF-8, which names may have, are left out.
+    """
+    return os.fsencode(path.name)[:100].decode("utf-8", errors="ignore")
 
 
 def _sync(path: Path) -> None:

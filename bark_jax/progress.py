@@ -48,7 +48,7 @@ class _Bars:
 
         bar = self._bars.get(stage)
         if bar is None:
-            bar = self._bars[stage] = tqdm(total=total, desc=stage, position=len(self._bars), leave=True)
+            bar = self._bars[stage] = tqdm(total=total, initial=done, desc=stage, position=len(self._bars))
         elif bar.total != total or done < bar.n:
             bar.reset(total)
         bar.update(done - bar.n)

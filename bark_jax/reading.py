@@ -24,15 +24,16 @@ import numpy as np
 
 from bark_jax import audio, speech
 from bark_jax.bark import Bark
-from bark_jax.files import replacing
+from bark_jax.files import replacing, start_of_name
 from bark_jax.progress import Progress, reporter
+from bark_jax.progress import check as check_progress
 from bark_jax.requests import Script
 from bark_jax.sampling import Sampling, new_seed
 from bark_jax.speech import Segment
 from bark_jax.splitting import Split
 from bark_jax.streaming import Chunk, Spoken
 from bark_jax.streaming import Progress as Done
-from bark_jax.text import TextError
+from bark_jax.text import TextError, one_spaced
 from bark_jax.voice import Voice
 
 STATE, SAMPLES, SEGMENTS, LOCK = "state.json", "samples.f32", "segments.jsonl", ".lock"
@@ -76,6 +77,7 @@ def read(
       ValueError: as `Bark.generate`, and before anything is computed.
       OSError: a file cannot be written.
     """
+    check_progress(progress)
     if not isinstance(text, str):
         raise TextError(f"text is a {type(text).__name__}: one text is read, a str")
     output = Path(output)
@@ -90,9 +92,20 @@ def read(
     state = {"seed": script.requests[0].seed, "settings": _settings(bark, script), "parts": 0}
     if old is not None:
         _check(folder, old["settings"], state["settings"])
-    folder.mkdir(exist_ok=True)
     with _alone(folder):
-        _speak(bark, script, folder, state, old, progress)
+        now = _state(folder)
+        if old is not None and now is None:
+            shutil.rmtree(folder, ignore_errors=True)  # the one that has just been made
+            raise ReadingError(f"{folder} is gone: another process has finished {output} meanwhile, or removed it")
+        if now is not None:  # another process may have gone on with it, or begun it
+            _check(folder, now["settings"], state["settings"])
+        old = now
+        try:
+            _speak(bark, script, folder, state, old, progress)
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise OSError(error.errno, f"{error.strerror}; the same call goes on from there", str(folder)) from error
         segments = [Segment(**json.loads(line)) for line in (folder / SEGMENTS).read_text("utf-8").splitlines()]
         n = (folder / SAMPLES).stat().st_size // 4
         waveform = np.memmap(folder / SAMPLES, np.dtype("<f4"), "r", shape=(n,)) if n else np.zeros(0, np.float32)
@@ -101,7 +114,7 @@ def read(
             speech.save_timestamps(timestamps, segments)
         del waveform
         # Gone in one step: a process that is killed while files go would leave a folder nobody can go on from.
-        done = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+        done = folder.with_name(f".{start_of_name(folder)}.{secrets.token_hex(4)}")
         folder.rename(done)
     shutil.rmtree(done, ignore_errors=True)
     return segments
@@ -116,7 +129,7 @@ def _speak(
     progress: Progress,
 ) -> None:
     """Make what is missing of samples and segments; `state` is that of a new reading, `old` of the interrupted one."""
-    begin = None if old is None or old["parts"] == 0 else _begin(folder, old)
+    begin = None if old is None or old["parts"] == 0 else _begin(folder, old, len(script.plan.parts))
     if old is None:
         _write_state(folder, state)
     samples, table = folder / SAMPLES, folder / SEGMENTS
@@ -144,13 +157,15 @@ def _speak(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second process at the same output."""
+    """Make the folder, and refuse a second process at the same output."""
+    folder.mkdir(exist_ok=True)
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    with (folder / LOCK).open("w") as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context((folder / LOCK).open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -160,15 +175,17 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _settings(bark: Bark, script: Script) -> dict[str, Any]:
     """What decides the result, as JSON."""
-    digest = hashlib.sha256()
+    said, voices = hashlib.sha256(), hashlib.sha256()
+    said.update(repr((script.plan.pause_s, script.plan.whole)).encode())
     for part, request in zip(script.plan.parts, script.requests, strict=True):
-        digest.update(repr((part.text, part.speaker, part.pause_s)).encode())
+        said.update(repr((one_spaced(part.text), part.speaker, part.pause_s)).encode())
         if request.voice is not None:
             for array in (request.voice.semantic, request.voice.coarse, request.voice.fine):
-                digest.update(np.ascontiguousarray(array).tobytes())
+                voices.update(np.ascontiguousarray(array).tobytes())
     first = script.requests[0]
     return {
-        "text and voices": digest.hexdigest(),
+        "text": f"{len(script.plan.parts)} parts, SHA-256 {said.hexdigest()[:16]}",
+        "voices": f"SHA-256 {voices.hexdigest()[:16]}",
         "seed": first.seed,
         "model": bark.name,
         "weights": bark.digest(),
@@ -195,6 +212,8 @@ def _check(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None
 
 def _state(folder: Path) -> dict[str, Any] | None:
     path = folder / STATE
+    if folder.exists() and not folder.is_dir():
+        raise ReadingError(f"{folder} is not a folder: it is in the way of what a reading keeps until it is done")
     if not path.exists():
         # What is hidden is the lock, or a state that was being written when the process was killed.
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
@@ -206,20 +225,31 @@ def _state(folder: Path) -> dict[str, Any] | None:
         if state["parts"]:
             known |= {"samples": int, "table": int, "voices": list, "settled": list}
         for key, kind in known.items():
-            if not isinstance(state[key], kind):
-                raise TypeError(f"its {key} is {state[key]!r}")
+            value = state[key]
+            if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+                raise TypeError(f"its {key} is {value!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise ReadingError(f"{path} is damaged: {error}; remove {folder}") from None
     return state
 
 
-def _begin(folder: Path, state: Mapping[str, Any]) -> Done:
-    for name, needed in ((SAMPLES, 4 * state["samples"]), (SEGMENTS, state["table"])):
-        size = (folder / name).stat().st_size
-        if size < needed:
-            raise ReadingError(f"{folder / name} has {size:,} bytes, and {needed:,} were written: remove {folder}")
-    voices = {speaker: Voice.load(folder / file) for speaker, file in state["voices"]}
-    return Done(state["parts"], state["samples"], voices, frozenset(state["settled"]))
+def _begin(folder: Path, state: Mapping[str, Any], n_parts: int) -> Done:
+    """Where to go on. Raises `ReadingError` if what a state promises is not there."""
+    try:
+        for name, needed in ((SAMPLES, 4 * state["samples"]), (SEGMENTS, state["table"])):
+            size = (folder / name).stat().st_size
+            if size < needed:
+                raise ValueError(f"{name} has {size:,} bytes, and {needed:,} were written")
+        with (folder / SEGMENTS).open("rb") as file:
+            lines = file.read(state["table"]).decode().splitlines()
+        made = [Segment(**json.loads(line)) for line in lines]
+        if not len(made) == state["parts"] <= n_parts:
+            found = f"{len(made)} in its table, {state['parts']} in its state, {n_parts} in the text"
+            raise ValueError(f"the numbers of parts do not agree: {found}")
+        voices = {speaker: Voice.load(folder / file) for speaker, file in state["voices"]}
+        return Done(state["parts"], state["samples"], voices, frozenset(state["settled"]))
+    except (OSError, TypeError, ValueError) as error:
+        raise ReadingError(f"{folder} is damaged: {error}; remove it") from None
 
 
 def _keep(folder: Path, done: Done, state: dict[str, Any]) -> None:

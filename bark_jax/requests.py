@@ -87,6 +87,8 @@ class Intake:
         scripts = []
         for line, cast, *rest, where in self._items(said, voice, seed, settings, adapter):
             with _item(where):
+                if isinstance(cast, Mapping) and not cast:
+                    raise VoiceError("voice is empty: it must name a voice for each speaker, or be None for no voice")
                 speakers = cast if is_cast(cast) else {None: cast}
                 names = [name for name in speakers if name is not None]
                 for name in names:

@@ -98,7 +98,7 @@ class Speech:
         about: Mapping[str, Any] | None = None,
         mark: Mark | None = None,
     ) -> None:
-        """Write the audio; the format follows the extension (wav, flac, ogg).
+        """Write the audio; the format follows the extension (wav, flac, ogg, mp3).
 
         Args:
           subtype: "float" (wav only: 32-bit, exact) or "pcm16" (wav and flac: rounded, clipped at full scale); None

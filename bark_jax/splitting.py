@@ -13,12 +13,14 @@ characters that may be parted. Everything is linear in the text but for that hal
 from __future__ import annotations
 
 import bisect
+import difflib
 import itertools
 import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import sentencex
@@ -84,7 +86,8 @@ class Split:
         def number(value: object) -> bool:
             return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
-        need("voice", self.voice is None or self.voice in POLICIES, f"one of {', '.join(POLICIES)}, or None")
+        right = self.voice is None or (isinstance(self.voice, str) and self.voice in POLICIES)
+        need("voice", right, f"one of {', '.join(POLICIES)}, or None")
         most = self.max_duration_s
         right = most is None or (number(most) and LEAST_PART_S <= most < math.inf)
         need("max_duration_s", right, f"{LEAST_PART_S:g} or more, or None")
@@ -94,7 +97,7 @@ class Split:
         need("trim", isinstance(self.trim, bool), "True or False")
         need(
             "language",
-            self.language is None or self.language in LANGUAGES,
+            self.language is None or (isinstance(self.language, str) and self.language in LANGUAGES),
             f"one of {', '.join(LANGUAGES)}, or None",
         )
 
@@ -160,6 +163,10 @@ def predicted_duration(text: str) -> float:
     return float(_seconds(_points(text)).sum())
 
 
+LONG = 4_000
+"""Characters of a text that is surely more than one part."""
+
+
 class Ruler:
     """Tells what fits one call.
 
@@ -180,8 +187,10 @@ class Ruler:
         return texts.count_tokens(self.tokenizer, text) <= self.most_tokens
 
     def silent(self, text: str) -> bool:
-        """Whether nothing of it is a token."""
-        return not text.strip() or (not _speakable(text) and not texts.count_tokens(self.tokenizer, text))
+        """Whether nothing of it is a token. In a long text, letters are taken to have tokens."""
+        if not text.strip():
+            return True
+        return not (len(text) > LONG and _speakable(text)) and not texts.count_tokens(self.tokenizer, text)
 
 
 class _Measured:
@@ -189,10 +198,10 @@ class _Measured:
 
     def __init__(self, text: str, ruler: Ruler):
         self.text, self.ruler = text, ruler
-        self._seconds = np.concatenate([[0.0], np.cumsum(_seconds(_points(text)))])
+        self._seconds = [0.0, *np.cumsum(_seconds(_points(text))).tolist()]  # a list: looked into one by one
 
     def seconds(self, start: int, end: int) -> float:
-        return float(self._seconds[end] - self._seconds[start])
+        return self._seconds[end] - self._seconds[start]
 
     def fits(self, start: int, end: int) -> bool:
         return self.seconds(start, end) <= self.ruler.most_seconds and self.ruler.has_room(self.text[start:end])
@@ -205,6 +214,9 @@ _ABBREVIATIONS = frozenset(
     "dr prof mr mrs ms st vs no nr fig vol hr fr frau herr sr sra srta dott sig ing arch mme mlle mgr ul al pl "
     "inż mgr hab ks вул ул г гг стр им проф д डॉ श्री श्रीमती sn av doç".split()
 )
+STRETCH = 1_000
+"""Characters that sentencex is given at once, a minute of speech: where quotation marks are open, it takes time by the
+square of them, and one that is never closed makes a single sentence of all that follows."""
 _OTHER_SPACES = re.compile(r"[^\S\x00-\x7f]")
 _LAST_WORD = re.compile(r"(\S+)\.\s*$")
 _QUOTED = ("と", "って", "라고", "하고", "이라고")
@@ -239,24 +251,48 @@ def sentences(text: str, language: str | None = None) -> list[str]:
       TextError: a lone surrogate.
     """
     texts.check(text)
-    found: list[str] = []
-    ends_paragraph = False
+    begin: list[int] = []
+    breaks = 0  # of lines, in the white space at the end of what was found last
     # Of a long text it leaves out white space between its sentences now and then; where they begin is right.
     starts = _starts(text, language or language_of(text))
-    for start, end in itertools.pairwise([0, *starts[1:], len(text)] if text else []):
+    for start, end in itertools.pairwise([0, *starts, len(text)] if text else []):
         one = text[start:end]
-        if found and (not one.strip() or (not ends_paragraph and _goes_on(found[-1], one))):
-            found[-1] += one
-        else:
-            found.append(one)
-        ends_paragraph = found[-1][len(found[-1].rstrip()) :].count("\n") > 1
-    return found
+        blank = not one.strip()
+        before = text[max(begin[-1], start - 40) : start] if begin else ""
+        if not begin or not (blank or (breaks < 2 and _goes_on(before, one))):
+            begin.append(start)
+        breaks = breaks * blank + _line_breaks(one[len(one.rstrip()) :])
+    return [text[start:end] for start, end in itertools.pairwise([*begin, len(text)])]
+
+
+_LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028]|(\u2029)")
+
+
+def _line_breaks(space: str) -> int:
+    """Ends of lines in white space; a paragraph's own sign is two."""
+    return sum(2 if found[1] else 1 for found in _LINE_BREAK.finditer(space))
 
 
 def _starts(text: str, language: str) -> list[int]:
-    """Where sentencex finds a sentence to begin."""
+    """Where sentencex finds a sentence to begin, but for the first."""
     # It takes the bytes of other white space than ASCII's for one each, and panics in the middle of a character.
     plain = _OTHER_SPACES.sub(" ", text)
+    found: list[int] = []
+    at = 0
+    while True:
+        stretch = plain[at : at + STRETCH]
+        inside = _boundaries(stretch, language)[1:]
+        end = len(stretch)
+        if at + end < len(plain) and inside:  # the last sentence goes on behind the stretch; a line begins anew, best
+            lines = (i for i in reversed(inside) if i > end // 2 and stretch[i - 1] == "\n")
+            end = next(lines, inside[-1])
+        found += [at + i for i in inside if i <= end]
+        at += end
+        if at >= len(plain):
+            return found
+
+
+def _boundaries(plain: str, language: str) -> list[int]:
     try:
         found = sentencex.get_sentence_boundaries(language, plain)  # pyrefly: ignore[missing-attribute]
     except (KeyboardInterrupt, SystemExit):
@@ -267,14 +303,13 @@ def _starts(text: str, language: str) -> list[int]:
 
 
 def _goes_on(before: str, after: str) -> bool:
-    """Whether what was taken for two sentences is one."""
-    end = before[-40:]
-    word = _LAST_WORD.search(end)
+    """Whether what was taken for two sentences is one; `before` is the end of the first."""
+    word = _LAST_WORD.search(before)
     if word:
         last = word[1].rpartition("(")[2].casefold()
         if last in _ABBREVIATIONS or (len(last) == 1 and last.isalpha()) or re.fullmatch(r"(?:\w\.)+\w", last):
             return True
-    return end.rstrip()[-1:] in tuple(_CLOSING) and after.startswith(_QUOTED)
+    return before.rstrip()[-1:] in tuple(_CLOSING) and after.startswith(_QUOTED)
 
 
 # --- boundaries -------------------------------------------------------------------------------------------------------
@@ -316,13 +351,45 @@ def _nearest_middle(text: str, start: int, end: int, clauses: Sequence[int], spa
     return middle
 
 
-def _units(measured: _Measured, language: str | None) -> list[tuple[int, int, int]]:
-    """(start, end, how strong the boundary at its end is) of each sentence, or of what was cut out of one."""
+class _Unit(NamedTuple):
+    """A sentence, what was cut out of one, or what is put together of some."""
+
+    start: int
+    end: int
+    level: int
+    """How strong the boundary at its end is."""
+
+
+def _grown(measured: _Measured, units: Sequence[_Unit], first: int, end: int, wanted: float = math.inf) -> int:
+    """Behind the last of the units from `first` on, and before `end`, that fit together and have `wanted` seconds.
+
+    A call fits with one or two counts of its tokens, not with one for each unit.
+    """
+    start, last = units[first].start, first + 1
+    while (
+        last < end
+        and measured.seconds(start, units[last - 1].end) < wanted
+        and measured.seconds(start, units[last].end) <= measured.ruler.most_seconds
+    ):
+        last += 1
+    if last - first < 2 or measured.fits(start, units[last - 1].end):
+        return last
+    return bisect.bisect_left(
+        range(last), True, first + 2, last, key=lambda i: not measured.fits(start, units[i - 1].end)
+    ) - 1  # fmt: skip
+
+
+def _joined(units: Sequence[_Unit]) -> _Unit:
+    return _Unit(units[0].start, units[-1].end, max(unit.level for unit in units))
+
+
+def _units(measured: _Measured, language: str | None) -> list[_Unit]:
+    """Sentences, or what was cut out of them; punctuation alone, which is not worth a call, with what it follows."""
     text = measured.text
     clauses = [found.end() for found in _CLAUSE_END.finditer(text)]
     spaces = [found.end() for found in _SPACES.finditer(text)]
     strong = set(clauses)
-    units: list[tuple[int, int, int]] = []
+    pieces: list[_Unit] = []
     start = 0
     for sentence in sentences(text, language):
         end = start + len(sentence)
@@ -330,45 +397,45 @@ def _units(measured: _Measured, language: str | None) -> list[tuple[int, int, in
         cuts = [*_halve(measured, start, end, clauses, spaces), end]
         for cut in cuts:
             inside = CLAUSE if cut in strong else SPACE if text[cut - 1 : cut].isspace() else ANYWHERE
-            level = inside if cut < end else PARAGRAPH if tail.count("\n") > 1 else SENTENCE
-            if units and not _speakable(text[start:cut]) and measured.fits(units[-1][0], cut):
-                units[-1] = (units[-1][0], cut, max(units[-1][2], level))  # punctuation alone is not worth a call
-            else:
-                units.append((start, cut, level))
+            level = inside if cut < end else PARAGRAPH if _line_breaks(tail) > 1 else SENTENCE
+            pieces.append(_Unit(start, cut, level))
             start = cut
+    units: list[_Unit] = []
+    first = 0
+    while first < len(pieces):
+        end = first + 1
+        while end < len(pieces) and not _speakable(text[pieces[end].start : pieces[end].end]):
+            end += 1
+        while first < end:
+            together = _grown(measured, pieces, first, end)
+            units.append(_joined(pieces[first:together]))
+            first = together
     return units
 
 
-def _pack(
-    measured: _Measured, units: Sequence[tuple[int, int, int]], first_alone: bool
-) -> Iterator[tuple[int, int, int]]:
+def _pack(measured: _Measured, units: Sequence[_Unit], first_alone: bool) -> Iterator[_Unit]:
     """Sentences put together into parts that fit, paragraph by paragraph, in parts of about the same length, so that
     none is a lonely last word.
     """
-    done = 0
-    while done < len(units):
-        last = done
-        while last + 1 < len(units) and units[last][2] < PARAGRAPH:
-            last += 1
-        paragraph = units[done : last + 1]
-        if done == 0 and first_alone:
-            paragraph = paragraph[:1]
-        whole = measured.seconds(paragraph[0][0], paragraph[-1][1])
+    first = 0
+    while first < len(units):
+        end = first + 1
+        while end < len(units) and units[end - 1].level < PARAGRAPH:
+            end += 1
+        if first == 0 and first_alone:
+            end = 1
+        whole = measured.seconds(units[first].start, units[end - 1].end)
         wanted = whole / max(1, math.ceil(whole / measured.ruler.most_seconds))
-        start, end, level = paragraph[0]
-        for _, next_end, next_level in paragraph[1:]:
-            if measured.seconds(start, end) >= wanted or not measured.fits(start, next_end):
-                yield start, end, level
-                start = end
-            end, level = next_end, next_level
-        yield start, end, level
-        done += len(paragraph)
+        while first < end:
+            together = _grown(measured, units, first, end, wanted)
+            yield _Unit(units[first].start, *units[together - 1][1:])
+            first = together
 
 
 # --- pauses and speakers ----------------------------------------------------------------------------------------------
 
 _PAUSE = re.compile(r"\[\s*pause\b([^\]\[\n]{0,40})\]", re.IGNORECASE)
-_LENGTH = re.compile(r"[:\s]*(?:(\d+(?:\.\d+)?)\s*(ms|s)?)?\s*", re.IGNORECASE)
+_LENGTH = re.compile(r"[:\s]*(?:(\d+(?:\.\d+)?|\.\d+)\s*(ms|s)?)?\s*", re.IGNORECASE)
 
 
 def _pause_length(tag: re.Match[str]) -> float:
@@ -384,6 +451,11 @@ def _pause_length(tag: re.Match[str]) -> float:
     return seconds
 
 
+_ENDS = r"\n\r\v\f\x85\u2028\u2029"
+_LINE = rf"(?:\A\ufeff?|(?<=[{_ENDS}]))[^\S{_ENDS}]*(NAME)[^\S{_ENDS}]*[:：]"
+"""The beginning of a speaker's line."""
+
+
 def turns(text: str, cast: Collection[str] = ()) -> list[tuple[str | None, str]]:
     """A script by speaker: lines that begin with a name of the cast and a colon, and the lines after each.
 
@@ -392,21 +464,32 @@ def turns(text: str, cast: Collection[str] = ()) -> list[tuple[str | None, str]]
     """
     if not cast:
         return [(None, text)]
-    names = "|".join(re.escape(name) for name in sorted(cast, key=len, reverse=True))
-    marks = list(re.finditer(rf"^[^\S\n]*({names})[^\S\n]*:", text, re.MULTILINE))
+    # A script may write a name's accents as one character or as two.
+    written = {unicodedata.normalize(form, name): name for name in cast for form in ("NFD", "NFC")}
+    written |= {name: name for name in cast}
+    names = "|".join(re.escape(name) for name in sorted(written, key=len, reverse=True))
+    marks = list(re.finditer(_LINE.replace("NAME", names), text))
     first = text[: marks[0].start()] if marks else text
     if first.strip():
         shown = first.strip().split("\n")[0][:60]
         raise TextError(f"The line {shown!r} has no speaker: a script's first line begins with one of "
                         f"{', '.join(f'{name}:' for name in cast)}")  # fmt: skip
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    return [(mark[1], text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
+    return [(written[mark[1]], text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
 
 
 def strangers(text: str, cast: Collection[str]) -> list[str]:
-    """What looks like a speaker's name at the beginning of a line (CAPITALS and a colon) and is not in the cast."""
-    found = re.findall(r"^[^\S\n]*([A-Z][A-Z0-9 _.-]{0,30}?)[^\S\n]*:", text, re.MULTILINE)
-    return [name for name in dict.fromkeys(found) if name not in cast]
+    """What looks like a speaker's name at the beginning of a line and is not in the cast: CAPITALS and a colon, or
+    nearly a name of the cast and a colon.
+    """
+    known = [name.casefold() for name in cast]
+    found = dict.fromkeys(name for name in re.findall(_LINE.replace("NAME", r"(?!\d)\w[\w .'-]{0,30}?"), text))
+
+    def strange(name: str) -> bool:
+        capitals = re.fullmatch(r"[A-Z][A-Z0-9 _.-]*", name) is not None
+        return capitals or bool(difflib.get_close_matches(name.casefold(), known, 1, 0.65))
+
+    return [name for name in found if unicodedata.normalize("NFC", name) not in cast and strange(name)]
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

@@ -215,7 +215,8 @@ def say(
             off = _runs_away(request, len(ids) / rate, end)
             if i not in best or off < best[i][0]:
                 best[i] = (off, request, ids, end)
-        todo = [i for i in todo if best[i][0] > 0]
+        # At temperature 0 another seed says the same again.
+        todo = [i for i in todo if best[i][0] > 0 and requests[i].sampling.text_temperature > 0]
         if not todo:
             break
     return [(*best[i][1:], attempts[i]) for i in range(len(requests))]
@@ -268,6 +269,7 @@ def perform(
     at, samples = 0, 0
     if begin is not None:
         at, samples, learnt, settled = begin.parts, begin.samples, dict(begin.voices), settled | begin.settled
+        report("parts", at, len(plan.parts))
     durations = np.cumsum([0.0, *(splitting.predicted_duration(part.text) for part in plan.parts)])
 
     def chunk(audio: np.ndarray, number: int) -> Iterator[Chunk]:

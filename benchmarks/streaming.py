@@ -223,24 +223,23 @@ def long(bark: Bark, text: str, voice: str, assets: Path) -> dict[str, Any]:
 
     sentences = [one.strip() for one in splitting.sentences(text)]
     memory: list[float] = []
-    parts: list[tuple[str, int]] = []  # what is said, and the samples up to its end
+    [script] = bark._intake.scripts(text, voice, 1, Sampling(), None, True)
+    planned = [part.text for part in script.plan.parts]
+    ends_at: dict[int, int] = {}  # part → samples up to its end
     with tempfile.TemporaryFile() as file:  # not in memory, whose growth is measured
         for chunk, last in _with_last(bark.stream(text, voice=voice, seed=1)):
             memory.append(_resident())
             file.write(chunk.audio.tobytes())
-            end = file.tell() // 4
-            if parts and parts[-1][0] == chunk.text:
-                parts[-1] = (chunk.text, end)
-            else:
-                parts.append((chunk.text, end))
+            ends_at[chunk.segment] = file.tell() // 4
             if last:
-                harness.say(f"long: {len(parts)} parts")
+                harness.say(f"long: {len(ends_at)} of {len(planned)} parts")
         file.seek(0)
         audio = np.frombuffer(file.read(), np.float32)
-    ends_at = [0, *(end for _, end in parts)]
-    counts = [
-        whisper.wrong(said, audio[start:end], rate) for start, (said, end) in zip(ends_at[:-1], parts, strict=True)
-    ]
+    counts, start = [], 0
+    for number, said in enumerate(planned):  # a part without any audio counts as silence
+        end = ends_at.get(number, start)
+        counts.append(whisper.wrong(said, audio[start:end] if end > start else np.zeros(rate, np.float32), rate))
+        start = end
     said_alone = zip(sentences, _alone(bark, sentences, voice), strict=True)
     alone = [whisper.wrong(said, speech.audio, rate) for said, speech in said_alone]
     wer_long, wer_alone = (100 * sum(w for w, _ in c) / sum(n for _, n in c) for c in (counts, alone))
@@ -248,10 +247,12 @@ def long(bark: Bark, text: str, voice: str, assets: Path) -> dict[str, Any]:
     prompt = bark._library.get(voice)
     preset = who(bark.decode(np.zeros((1, 0), np.int32) if prompt is None else prompt.fine))
     ends = [float(who(part) @ preset) for part in (audio[:tenth], audio[-tenth:])]
-    tenths = [max(memory[len(memory) * i // 10 : len(memory) * (i + 1) // 10]) for i in range(10)]
+    n = len(memory)
+    tenths = [max(memory[n * i // 10 : max(n * (i + 1) // 10, n * i // 10 + 1)]) for i in range(10)]
     return {
         "words": len(text.split()),
-        "parts": len(parts),
+        "parts": len(planned),
+        "parts_lost": len(planned) - len(ends_at),
         "sentences": len(sentences),
         "audio_s": len(audio) / rate,
         "wer_long": wer_long,

@@ -338,3 +338,37 @@ def test_as_a_process(folder, tmp_path):
     done = subprocess.run([*module, *map(str, say(folder, "-v", "nobody", "-o", "b.wav", "Hello"))], **options)
     assert (done.returncode, done.stdout, files(tmp_path)) == (1, "", ["a.wav"])
     assert done.stderr.startswith("Error: There is no voice 'nobody'") and done.stderr.count("\n") == 1
+
+
+class TestFilesApart:
+    def test_a_stream_has_no_file(self, folder, call):
+        for more in (("-o", "a.wav"), ("--float",)):
+            done = call(*say(folder, "--stream", *more, "Hello"))
+            assert done.exit_code == 1 and "a stream has none" in done.output
+
+    def test_two_files_of_one_name(self, folder, call, tmp_path):
+        (tmp_path / "bk.json").write_text("Hello.")
+        for arguments in (
+            say(folder, "-o", "a.wav", "--about", "--timestamps", "a.wav.json", "Hello"),
+            ["read", "-m", folder, "-o", "a.wav", "--timestamps", "bk.json", "bk.json"],
+        ):
+            done = call(*arguments)
+            assert done.exit_code == 1 and "would be written over" in done.output
+        assert (tmp_path / "bk.json").read_text() == "Hello."
+
+    def test_a_book_that_is_read_is_left_alone(self, folder, call, tmp_path):
+        (tmp_path / "book.txt").write_text("Hello.")
+        again = ["read", "-m", folder, "-q", "--max-duration", 0.3, "-o", "a.wav", "book.txt"]
+        assert call(*again).exit_code == 0
+        before = (tmp_path / "a.wav").read_bytes()
+        done = call(*again)
+        assert done.exit_code == 1 and "is there already" in done.output
+        assert (tmp_path / "a.wav").read_bytes() == before
+
+    def test_a_name_has_one_voice(self, folder, call):
+        done = call(*say(folder, "--cast", "A=x", "--cast", "A=y", "A: Hello"))
+        assert done.exit_code == 1 and "2 voices for 1 names" in done.output
+
+    def test_bytes_that_are_no_text(self, folder, call):
+        done = call(*say(folder, "-"), stdin=b"Caf\xe9")
+        assert done.exit_code == 1 and "is not UTF-8 text" in done.output

@@ -25,6 +25,13 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name] and path.read_text() == "new"
 
 
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    with replacing(path) as part:
+        part.write_text("x")
+    assert path.read_text() == "x"
+
+
 @pytest.mark.parametrize("name", ["new", "empty", "link", "dangling", "漢" * 84])
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path, name: str) -> None:
     for real in ("empty", "target"):

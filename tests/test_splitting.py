@@ -67,7 +67,22 @@ class TestLossless:
         assert "".join(sentences(text, "en")) == text
 
     @pytest.mark.parametrize(
-        "unit", ["word ", "a", "你好天气", "- ", "One two, three. ", "x\u0301", "\n", "a!\n\n"], ids=repr
+        "unit",
+        [
+            "word ",
+            "a",
+            "你好天气",
+            "- ",
+            "One two, three. ",
+            "x\u0301",
+            "\n",
+            "a!\n\n",
+            "a! ",
+            ".\n\n",
+            "“ ",
+            "「あ。」と",
+        ],
+        ids=repr,
     )
     def test_a_megabyte_takes_linear_time(self, unit):
         def seconds(n: int) -> float:
@@ -80,6 +95,12 @@ class TestLossless:
         small, large = seconds(100_000), seconds(1_000_000)
         assert large < 25 * small + 0.5
         assert large < 20  # 2 s alone on a machine; tests do not run alone
+
+    def test_letters_without_tokens_go_with_what_they_follow(self):
+        text = "Hello there.\n\n\x7f\u200b\n\n" + "And so on, and so on, as ever. " * 20
+        pieces = packed(text, SHORT)
+        assert "".join(piece for piece, _ in pieces) == text
+        assert not any(SHORT.silent(piece) for piece, _ in pieces)
 
 
 class TestSentences:
@@ -204,12 +225,19 @@ class TestScripts:
     def test_the_longer_name_counts(self):
         assert [who for who, _ in turns("A B: x\nA: y", ("A", "A B"))] == ["A B", "A"]
 
+    @pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\u2028", "\u2029"], ids=repr)
+    def test_other_ways_to_write_a_script(self, end):
+        text = f"\ufeffАнна: привет{end}小明：你好{end} Jose\u0301 : hola"
+        said = turns(text, ("Анна", "小明", "José"))
+        assert [(who, what.strip()) for who, what in said] == [("Анна", "привет"), ("小明", "你好"), ("José", "hola")]
+
     def test_a_line_without_speaker(self):
         with pytest.raises(TextError, match=r"'Hello' has no speaker: .* one of ANNA:, BOB:"):
             plan("Hello\nANNA: Hi", BARK, Split(), cast=("ANNA", "BOB"))
 
     def test_strangers(self):
         assert strangers("ANNA: a\nCARL: b\nNote: c\nDR. WHO: d", ("ANNA",)) == ["CARL", "DR. WHO"]
+        assert strangers("Anna: a\nBne: b\nBEN： c", ("ANNA", "Ben")) == ["Anna", "Bne", "BEN"]
 
 
 class TestErrors:

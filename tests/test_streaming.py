@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -463,7 +464,7 @@ class TestReading:
             reading.read(bark, LONG, tmp_path / "a.wav", seed=1, progress=killed_after(40), **READ)
         with pytest.raises(reading.ReadingError, match=r"with other settings.*\n.*seed: it was 1, and is 2 now"):
             reading.read(bark, LONG, tmp_path / "a.wav", seed=2, **READ)
-        with pytest.raises(reading.ReadingError, match="text and voices"):
+        with pytest.raises(reading.ReadingError, match="text: it was"):
             reading.read(bark, LONG + "x.", tmp_path / "a.wav", seed=1, **READ)
         state = tmp_path / "a.wav.part" / "state.json"
         state.write_text("{")
@@ -472,6 +473,82 @@ class TestReading:
         state.unlink()
         with pytest.raises(reading.ReadingError, match=r"has no state\.json"):
             reading.read(bark, LONG, tmp_path / "a.wav", seed=1, **READ)
+
+    def test_pauses_count_as_text_and_white_space_does_not(self, bark, tmp_path):  # type: ignore[no-untyped-def]
+        with pytest.raises(Killed):
+            reading.read(bark, LONG + "[pause 0.1s]", tmp_path / "a.wav", seed=1, progress=killed_after(40), **READ)
+        with pytest.raises(reading.ReadingError, match="text: it was"):
+            reading.read(bark, LONG + "[pause 5s]", tmp_path / "a.wav", seed=1, **READ)
+        again = LONG.replace(" ", "  ") + "\n\n[pause .1s]\n"
+        segments = reading.read(bark, again, tmp_path / "a.wav", seed=1, **READ)
+        end = len(audio_files.read(tmp_path / "a.wav", 24_000)) / 24_000
+        assert abs(end - segments[-1].end - 0.1) < 1e-4
+
+    def test_nothing_is_left_where_nothing_was_begun(self, bark, tmp_path):  # type: ignore[no-untyped-def]
+        with pytest.raises(ValueError, match="progress is 5"):
+            reading.read(bark, LONG, tmp_path / "a.wav", seed=1, progress=5, **READ)
+        assert not list(tmp_path.iterdir())
+        (tmp_path / "a.wav.part").write_text("")
+        with pytest.raises(reading.ReadingError, match="is not a folder"):
+            reading.read(bark, LONG, tmp_path / "a.wav", seed=1, **READ)
+
+    @pytest.mark.parametrize("length", [241, 250])
+    def test_long_names(self, bark, tmp_path, length):  # type: ignore[no-untyped-def]
+        path = tmp_path / ("n" * (length - 4) + ".wav")
+        assert reading.read(bark, "ab. cd.", path, seed=1, **READ)
+        assert list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"parts": 10**6},
+            {"parts": -1},
+            {"parts": True},
+            {"samples": -4},
+            {"samples": 10**9},
+            {"voices": [1]},
+            {"voices": [["x", "none.safetensors"]]},
+            {"settled": [{}]},
+            {"seed": None},
+            {},
+        ],
+        ids=str,
+    )
+    def test_damage_is_named(self, bark, tmp_path, changes):  # type: ignore[no-untyped-def]
+        options = {**READ, "split": Split(voice="previous")}
+        with pytest.raises(Killed):
+            reading.read(bark, LONG, tmp_path / "a.wav", seed=1, progress=killed_after(60), **options)
+        state = tmp_path / "a.wav.part" / "state.json"
+        old = json.loads(state.read_text())
+        assert old["parts"] > 0
+        state.write_text(json.dumps(old | changes))
+        if not changes:
+            table = tmp_path / "a.wav.part" / "segments.jsonl"
+            table.write_bytes(b"\0" * table.stat().st_size)
+        with pytest.raises(reading.ReadingError, match=r"is damaged.*remove "):
+            reading.read(bark, LONG, tmp_path / "a.wav", seed=1, **options)
+
+    def test_another_process_that_went_on_meanwhile(self, bark, tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+        options = {**READ, "split": Split(voice="previous")}
+        settings = reading._settings
+
+        def and_the_other(*arguments):  # type: ignore[no-untyped-def]
+            monkeypatch.setattr(reading, "_settings", settings)
+            with contextlib.suppress(Killed):
+                reading.read(bark, LONG, tmp_path / "a.wav", seed=1, progress=killed_after(goes), **options)
+            return settings(*arguments)
+
+        with pytest.raises(Killed):
+            reading.read(bark, LONG, tmp_path / "a.wav", seed=1, progress=killed_after(40), **options)
+        goes = 60
+        monkeypatch.setattr(reading, "_settings", and_the_other)
+        with pytest.raises(Killed):  # goes on from where the other stopped
+            reading.read(bark, LONG, tmp_path / "a.wav", seed=1, progress=killed_after(3), **options)
+        goes = 10**6
+        monkeypatch.setattr(reading, "_settings", and_the_other)
+        with pytest.raises(reading.ReadingError, match="another process has finished"):
+            reading.read(bark, LONG, tmp_path / "a.wav", seed=1, **options)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
     @pytest.mark.parametrize("left", ["hidden", "finished"])
     def test_what_a_kill_at_the_borders_leaves_is_no_hindrance(self, bark, tmp_path, monkeypatch, left):  # type: ignore[no-untyped-def]
@@ -564,6 +641,23 @@ class TestErrors:
     def test_asynchronous_streams_refuse_at_once_too(self, bark):  # type: ignore[no-untyped-def]
         with pytest.raises(TextError, match="text is a int"):
             bark.astream(3)
+
+    def test_a_cast_of_nobody(self, bark):  # type: ignore[no-untyped-def]
+        with pytest.raises(VoiceError, match="voice is empty"):
+            bark.stream("ANN: abc", voice={})
+
+    def test_parts_that_max_duration_cuts_are_told_of(self, bark):  # type: ignore[no-untyped-def]
+        never = Sampling(allow_early_stop=False, max_duration_s=0.5)
+        with pytest.warns(BarkWarning, match=r"was cut after 0\.5 s \(max_duration_s is 0\.5"):
+            bark.generate(LONG, seed=1, sampling=never)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", BarkWarning)
+            bark.generate("abc", seed=1, sampling=never)
+
+    def test_greedy_parts_are_not_spoken_again(self, bark):  # type: ignore[no-untyped-def]
+        greedy = Sampling.greedy().replace(max_duration_s=2.0)
+        speech = bark.generate(LONG, seed=1, sampling=greedy, split=Split(retries=5))
+        assert {segment.attempts for segment in speech.segments} == {1}
 
     def test_tags_are_no_unknown_characters(self, bark):  # type: ignore[no-untyped-def]
         with warnings.catch_warnings():

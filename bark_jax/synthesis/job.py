@@ -66,7 +66,7 @@ class Job:
       voice: a voice's name or file, for rows that name none.
       seed: of the job, 0 .. 2**64 - 1; each row has its own, see `row_seed`.
       sampling: temperatures and limits.
-      split: whether longer texts are spoken sentence by sentence, as `Bark.generate` does.
+      split: whether longer texts are spoken part by part, as `Bark.generate` does.
       rows: texts that are spoken at once. It is fixed for the whole run, because only then does a row come out the same
         to the bit whatever is spoken beside it (law 2).
       audio: "flac" (exact, about half the size) or "pcm16".
