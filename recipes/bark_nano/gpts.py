@@ -197,10 +197,11 @@ def _trained(path: Path, network: str) -> dict[str, np.ndarray]:
 
 
 def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The products of the three runs; of a stage without one, what is shipped."""
+    """The products of the three runs; of a stage without one, what is shipped. Prints which."""
     out = {}
     for stage, network in STAGES.items():
         made = work / stage / f"{network}.safetensors"
+        print(f"{network}: {made if made.is_file() else 'as shipped'}", flush=True)
         if made.is_file():
             out[network] = weights.read_network(made, config(), network)
         else:
