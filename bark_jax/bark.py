@@ -339,8 +339,8 @@ class Bark:
             limit = said.request.sampling.max_duration_s
             message = (
                 f"The part {what[:60]!r} was cut after {n / self.config.semantic.rate_hz:.1f} s (max_duration_s is "
-                f"{limit}, seed {seed}), and the text goes on behind it: max_duration_s is of every part of a longer "
-                "text; for shorter parts use Split(max_duration_s=...)"
+                f"{limit}, seed {seed}): that is the limit of every part of a longer text; for shorter parts use "
+                "Split(max_duration_s=...)"
             )
         else:
             return
