@@ -25,6 +25,7 @@ import models  # noqa: E402
 from bark_jax import hubert, units  # noqa: E402
 from bark_jax.hubert import HubertConfig  # noqa: E402
 from bark_jax.weights import CheckpointError  # noqa: E402
+from bark_jax.weights import names as tensor_names  # noqa: E402
 from convert import ConversionError  # noqa: E402
 from convert.units import convert_units, main  # noqa: E402
 
@@ -183,7 +184,13 @@ def test_other_files_give_the_same(
     network, made = loaded(place, source, version)
     audio = clip(8_000)[None]
     features = network.features(jnp.asarray(audio), jnp.array([8_000]))
-    np.testing.assert_array_equal(features, ours[0].features(jnp.asarray(audio), jnp.array([8_000])))
+    mine, first = tensor_names(network), tensor_names(ours[0])
+    same = [name for name in first if not name.startswith(("lstm", "head", "middle"))]  # all but the quantizer's
+    assert len(same) > 100
+    for name in same:
+        # The folded weight norm is a sum, which torch adds otherwise where an array lies otherwise in memory.
+        np.testing.assert_allclose(mine[name], first[name], rtol=1e-5 * (name == "positions.weight"), err_msg=name)
+    np.testing.assert_allclose(features, ours[0].features(jnp.asarray(audio), jnp.array([8_000])), atol=1e-5)
     with torch.no_grad():
         logits = made(torch.from_numpy(np.array(features)))[0].numpy()
     np.testing.assert_allclose(network.quantize(features)[0], logits, atol=1e-4)
