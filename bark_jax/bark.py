@@ -335,7 +335,7 @@ class Bark:
                 f"The speech of {what[:60]!r} was cut at the model's limit of {most} semantic tokens (seed {seed}): "
                 "use shorter texts"
             )
-        elif not (isinstance(said, Speech) or said.ended or alone) and n:
+        elif not (isinstance(said, Speech) or said.ended or alone):
             limit = said.request.sampling.max_duration_s
             message = (
                 f"The part {what[:60]!r} was cut after {n / self.config.semantic.rate_hz:.1f} s (max_duration_s is "

@@ -207,28 +207,27 @@ def matmul(x: jax.Array, weight: Any) -> jax.Array:
 def _int8_matmul(x: jax.Array, weight: Int8) -> jax.Array:
     """Integers times integers, x brought to 8 bits row by row, so that no row depends on another.
 
-    The sum of the products is exact: a result is the same in every batch. A single row is sent twice, see `_twice`.
+    The sum of the products is exact: a result is the same in every batch. A single row is sent twice, see `_doubled`.
     """
     flat = x.reshape(-1, x.shape[-1])
     largest = jnp.max(jnp.abs(flat), axis=-1, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1) / 127
     rounded = jnp.rint(flat / scale).astype(jnp.int8)
-    sums = _twice(rounded, weight.values, jnp.int32) if len(rounded) == 1 else _plain(rounded, weight.values, jnp.int32)
+    sums = lax.dot_general(_doubled(rounded), weight.values, _ROWS, preferred_element_type=jnp.int32)[: len(rounded)]
     y = sums.astype(jnp.float32) * scale * weight.scale
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _plain(x: jax.Array, weight: jax.Array, kind: Any) -> jax.Array:
-    """x (M, K) times weight (N, K) of the same dtype → (M, N) of dtype `kind`."""
-    return lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=kind)
+def _doubled(x: jax.Array) -> jax.Array:
+    """Rows (M, K) to multiply with a low weight: a single one twice, because XLA's CPU kernels for those begin at two.
 
-
-def _twice(x: jax.Array, weight: jax.Array, kind: Any) -> jax.Array:
-    """`_plain` of one row, computed twice: XLA's CPU kernels for low weights begin at two rows.
-
-    With one it copies the weight into the wider dtype first, before the loop: four times the memory of an int8 weight.
+    With one it copies the weight into a wider dtype first, before the loop: four times the memory of an int8 weight.
     """
-    return _plain(jnp.broadcast_to(x, (2, x.shape[1])), weight, kind)[:1]
+    return jnp.broadcast_to(x, (2, x.shape[1])) if len(x) == 1 else x
+
+
+_ROWS = (((1,), (1,)), ((), ()))
+"""Of a product (M, K) x (N, K) → (M, N)."""
 
 
 @jax.custom_vjp
@@ -243,9 +242,11 @@ def _matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     """
     if weight.dtype == jnp.float32 or x.size != x.shape[-1]:
         return dot(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
-    row = x.reshape(1, -1).astype(weight.dtype)
     y = lax.platform_dependent(
-        row, weight, cpu=partial(_twice, kind=jnp.float32), default=partial(_plain, kind=jnp.float32)
+        x.reshape(1, -1),
+        weight,
+        cpu=lambda row, weight: dot(_doubled(row), weight, _ROWS)[:1],
+        default=partial(dot, dimension_numbers=_ROWS),
     )
     return y.reshape(*x.shape[:-1], -1)
 

@@ -164,8 +164,7 @@ def _alone(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context((folder / LOCK).open("w"))
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -261,7 +261,7 @@ def sentences(text: str, language: str | None = None) -> list[str]:
         before = text[max(begin[-1], start - 40) : start] if begin else ""
         if not begin or not (blank or (breaks < 2 and _goes_on(before, one))):
             begin.append(start)
-        breaks = breaks * blank + _line_breaks(one[len(one.rstrip()) :])
+        breaks = (breaks if blank else 0) + _line_breaks(one[len(one.rstrip()) :])
     return [text[start:end] for start, end in itertools.pairwise([*begin, len(text)])]
 
 
@@ -483,7 +483,7 @@ def strangers(text: str, cast: Collection[str]) -> list[str]:
     nearly a name of the cast and a colon.
     """
     known = [name.casefold() for name in cast]
-    found = dict.fromkeys(name for name in re.findall(_LINE.replace("NAME", r"(?!\d)\w[\w .'-]{0,30}?"), text))
+    found = dict.fromkeys(re.findall(_LINE.replace("NAME", r"(?!\d)\w[\w .'-]{0,30}?"), text))
 
     def strange(name: str) -> bool:
         capitals = re.fullmatch(r"[A-Z][A-Z0-9 _.-]*", name) is not None

@@ -112,12 +112,11 @@ def _open(path: Path) -> dict[str, torch.Tensor]:
         files = [path]
     else:
         raise FileNotFoundError(f"There is no {path}")
-    source = read.Source("hf", tuple(files))
-    if files[0].suffix == ".pt":  # fairseq puts its state under "model", and its task's dictionary beside it
+    inside = ""
+    if files[0].suffix == ".pt":  # fairseq puts its state under "model"
         content = read.load_pickle(files[0], _FAIRSEQ)
         inside = "model" if isinstance(content, dict) and "model" in content else ""
-        source = read.Source("hf", tuple(files), inside=inside, ignored=_FAIRSEQ)
-    return source.open()
+    return read.Source("hf", tuple(files), inside=inside, ignored=_FAIRSEQ).open()
 
 
 def _hubert(path: Path, log: Callable[[str], Any], n_layer: int = 9) -> tuple[dict[str, Any], int]:

@@ -48,7 +48,10 @@ def main() -> int:
     parser.add_argument("--process", type=int, help="number of this one")
     given = parser.parse_args()
     jax.distributed.initialize(given.coordinator, given.processes, given.process)
-    speak(given.texts.read_text("utf-8"), given.out, given.model, given.seed, given.share)
+    try:
+        speak(given.texts.read_text("utf-8"), given.out, given.model, given.seed, given.share)
+    except ValueError as error:
+        parser.error(str(error))
     return 0
 
 
