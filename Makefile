@@ -29,10 +29,10 @@ export SAY_TEXT := $(value TEXT)
 export SAY_VOICE := $(value VOICE)
 export SAY_OUT := $(value OUT)
 
-.PHONY: help venv dev say test test-slow lint fmt bench bench-gpu bench-train clean distclean
+.PHONY: help venv dev say test test-slow test-distributed test-devices test-ray lint fmt bench bench-gpu bench-train clean distclean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 # ------------------------------------------------------------------------------------------------------------ set-up
 # A stamp is written when its step is complete, so that an interrupted set-up is taken up again.
@@ -67,6 +67,11 @@ $(VENV)/.dev: $(VENV)/.torch $(VENV)/.suno $(VENV)/.base pyproject.toml
 	@$(PIP) --no-deps $(ENCODEC)
 	@touch $@
 
+$(VENV)/.ray: $(VENV)/.dev
+	@echo "-- installing Ray"
+	@$(PIP) -e '.[ray]'
+	@touch $@
+
 venv: $(VENV)/.base ## .venv with bark_jax in it
 dev: $(VENV)/.dev ## .venv with what tests, lint and benchmarks need
 
@@ -80,6 +85,15 @@ test: $(VENV)/.dev ## every test but the slow ones; make test ARGS="-k codec -x"
 
 test-slow: $(VENV)/.dev ## the slow tests: parity at Suno's small size, runs killed ten times, training on real voices
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-distributed: $(VENV)/.ray ## several devices, processes and Ray nodes, kills among them: two sessions side by side
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-devices test-ray
+
+test-devices: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_parallel.py tests/test_synthesis.py $(ARGS)
+
+test-ray: $(VENV)/.ray
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_synthesis_ray.py $(ARGS)
 
 lint: $(VENV)/.dev ## style, format and types
 	$(BIN)/ruff check .

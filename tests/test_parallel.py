@@ -82,7 +82,7 @@ def check_equal(alone: Any, found: Any) -> None:
     for about, arrays in found:
         assert about["digest"] == alone[0]["digest"] and about["bases"] == alone[0]["bases"]
         assert {k: v for k, v in about.items() if k.isdigit()} == {k: v for k, v in alone[0].items() if k.isdigit()}
-        assert arrays.keys() == alone[1].keys() and len(arrays) == 40
+        assert arrays.keys() == alone[1].keys() and len(arrays) == 44
         for name, array in arrays.items():
             if name.startswith("audio"):
                 np.testing.assert_allclose(array, alone[1][name], atol=1e-5)

@@ -74,6 +74,7 @@ class Toy:
     """A worker without a model, for what happens around one: it hangs, dies or fails at ids that say so."""
 
     revision, rate = "toy", 24_000
+    pause_s = 0.05  # for a row, where the model is called slow
 
     def __init__(self, job: Job, *, device: str | None = None):
         self.job = job
@@ -87,7 +88,7 @@ class Toy:
             if row.id.startswith("die"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.job.model == "slow":
-                time.sleep(0.05)
+                time.sleep(self.pause_s)
             beat()
         return [
             {
@@ -101,6 +102,12 @@ class Toy:
             }
             for row in rows
         ]
+
+
+class Quick(Toy):
+    """The same rows without the pauses, to compare with."""
+
+    pause_s = 0.0
 
 
 TOY = Job(model="toy", shard_rows=5, deadline_s=1.0)
@@ -200,7 +207,7 @@ def kill_and_rerun(tmp_path: Path, moments: Sequence[float]) -> None:
     file = write(tmp_path / "in.parquet", numbered(40))
     (tmp_path / "driver.py").write_text(DRIVER)
     job = dataclasses.replace(TOY, model="slow")
-    synthesize_dataset(file, tmp_path / "whole", job, make=Toy)
+    synthesize_dataset(file, tmp_path / "whole", job, make=Quick)
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     command = [sys.executable, str(tmp_path / "driver.py"), str(file)]
     for i, moment in enumerate(moments):
@@ -216,7 +223,7 @@ def kill_and_rerun(tmp_path: Path, moments: Sequence[float]) -> None:
         for note in (out / "parts").glob("*.json"):  # what has a note is whole
             data = note.with_suffix(".parquet").read_bytes()
             assert hashlib.sha256(data).hexdigest() == json.loads(note.read_text())["sha256"]
-        synthesize_dataset(file, out, job, make=Toy)
+        synthesize_dataset(file, out, job, make=Quick)
         assert checked(out)["parts"] == checked(tmp_path / "whole")["parts"]
         assert read(out) == read(tmp_path / "whole")
 

@@ -22,25 +22,33 @@ import ray
 
 from bark_jax.synthesis import JobError, synthesize_dataset
 from bark_jax.synthesis.on_ray import run
-from test_synthesis import TOY, Toy, checked, numbered, read, write
+from test_synthesis import TOY, Quick, Toy, checked, numbered, read, write
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
 SLOW = dataclasses.replace(TOY, model="slow", shard_rows=10)
 
 
+class Brisk(Toy):
+    """Ten rows, a part, in 0.2 s: time enough to be killed in."""
+
+    pause_s = 0.02
+
+
+def begin(address: str) -> None:
+    """Be a driver on that cluster; what is imported here can be imported there."""
+    environment = {"PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}
+    ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": environment})
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one CPU on this machine; what is imported here can be imported there."""
+    """Two nodes of one CPU on this machine."""
     from ray.cluster_utils import Cluster
 
     made = Cluster()
     for _ in range(2):
         made.add_node(num_cpus=1, object_store_memory=80_000_000, include_dashboard=False)
-    ray.init(
-        address=made.address,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}},
-    )
+    begin(made.address)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield made
     ray.shutdown()
@@ -94,7 +102,7 @@ def test_parts_are_those_of_the_embedded_engine(cluster: Any, tmp_path: Path) ->
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_an_actor_that_is_killed_is_replaced(cluster: Any, share: float, seed: int, tmp_path: Path) -> None:
     file, job = write(tmp_path / "in.parquet", numbered(200)), dataclasses.replace(SLOW, seed=seed)
-    synthesize_dataset(file, tmp_path / "local", job, make=Toy)
+    synthesize_dataset(file, tmp_path / "local", job, make=Quick)
     killed: list[int] = []
 
     def watch() -> None:
@@ -106,7 +114,7 @@ def test_an_actor_that_is_killed_is_replaced(cluster: Any, share: float, seed: i
             killed.append(pid)
 
     thread = later(0, watch)
-    done = synthesize_dataset(file, tmp_path / "ray", job, engine="ray", make=Toy, actors=2)
+    done = synthesize_dataset(file, tmp_path / "ray", job, engine="ray", make=Brisk, actors=2)
     thread.join(1)
     assert killed and done.rows == 200 and done.errors == 0
     equal(tmp_path / "local", tmp_path / "ray")
@@ -115,7 +123,7 @@ def test_an_actor_that_is_killed_is_replaced(cluster: Any, share: float, seed: i
 @pytest.mark.slow
 def test_a_node_that_is_killed_is_done_without(cluster: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "in.parquet", numbered(200))
-    synthesize_dataset(file, tmp_path / "local", SLOW, make=Toy)
+    synthesize_dataset(file, tmp_path / "local", SLOW, make=Quick)
     extra = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
     cluster.wait_for_nodes()
 
@@ -126,7 +134,7 @@ def test_a_node_that_is_killed_is_done_without(cluster: Any, tmp_path: Path) -> 
         cluster.remove_node(extra, allow_graceful=False)
 
     later(0, kill)
-    done = synthesize_dataset(file, tmp_path / "ray", SLOW, engine="ray", make=Toy, actors=(1, 3))
+    done = synthesize_dataset(file, tmp_path / "ray", SLOW, engine="ray", make=Brisk, actors=(1, 3))
     assert done.rows == 200 and done.errors == 0
     equal(tmp_path / "local", tmp_path / "ray")
 
@@ -134,21 +142,19 @@ def test_a_node_that_is_killed_is_done_without(cluster: Any, tmp_path: Path) -> 
 DRIVER = """
 import sys
 from bark_jax.synthesis import synthesize_dataset
-from test_synthesis import Toy
-from test_synthesis_ray import PYTHONPATH, SLOW, ray
+from test_synthesis_ray import SLOW, Brisk, begin, ray
 if __name__ == "__main__":
-    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False, object_store_memory=80_000_000,
-             runtime_env={"env_vars": {"PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}})
-    synthesize_dataset(sys.argv[1], sys.argv[2], SLOW, engine="ray", make=Toy, actors=2)
+    begin(sys.argv[3])
+    synthesize_dataset(sys.argv[1], sys.argv[2], SLOW, engine="ray", make=Brisk, actors=2)
 """
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_is_started_again(tmp_path: Path) -> None:
+def test_a_driver_that_is_killed_is_started_again(cluster: Any, tmp_path: Path) -> None:
     file, out = write(tmp_path / "in.parquet", numbered(200)), tmp_path / "ray"
-    synthesize_dataset(file, tmp_path / "local", SLOW, make=Toy)
+    synthesize_dataset(file, tmp_path / "local", SLOW, make=Quick)
     (tmp_path / "driver.py").write_text(DRIVER)
-    command = [sys.executable, str(tmp_path / "driver.py"), str(file), str(out)]
+    command = [sys.executable, str(tmp_path / "driver.py"), str(file), str(out), cluster.address]
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     moment = random.Random(0)
     for _ in range(10):
