@@ -41,7 +41,7 @@ from bark_jax.flat import beside  # noqa: E402
 TEXTS = [f"hello {i}" for i in range(9)] + ["one two three. " * 12]
 CALLS = {
     "seed": list(range(len(TEXTS))),
-    "sampling": [Sampling(max_duration_s=0.3 + 0.2 * (i % 4)) for i in range(len(TEXTS))],
+    "sampling": [Sampling(max_duration_s=0.2 + 0.1 * (i % 4)) for i in range(len(TEXTS))],
     "adapter": ["one" if i % 2 else None for i in range(len(TEXTS))],
 }
 COLLECTIVE = re.compile(r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,9 @@ def kill_and_rerun(tmp_path: Path, moments: Sequence[float]) -> None:
     synthesize_dataset(file, tmp_path / "whole", job, make=Quick)
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     command = [sys.executable, str(tmp_path / "driver.py"), str(file)]
-    for i, moment in enumerate(moments):
-        out = tmp_path / f"out{i}"
+
+    def at(moment: float) -> None:
+        out = tmp_path / f"out {moment}"
         process = subprocess.Popen([*command, str(out)], env={**os.environ, "PYTHONPATH": path})
         end = time.monotonic() + 60
         while not (out / "parts").is_dir() and time.monotonic() < end:
@@ -226,6 +228,9 @@ def kill_and_rerun(tmp_path: Path, moments: Sequence[float]) -> None:
         synthesize_dataset(file, out, job, make=Quick)
         assert checked(out)["parts"] == checked(tmp_path / "whole")["parts"]
         assert read(out) == read(tmp_path / "whole")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(at, moments))
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
