@@ -22,37 +22,27 @@ import ray
 
 from bark_jax.synthesis import JobError, synthesize_dataset
 from bark_jax.synthesis.on_ray import run
-from test_synthesis import TOY, Quick, Toy, checked, numbered, read, write
+from test_synthesis import TOY, Brisk, Quick, Toy, checked, numbered, read, write
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
 SLOW = dataclasses.replace(TOY, model="slow", shard_rows=10)
 
 
-class Brisk(Toy):
-    """Ten rows, a part, in 0.2 s: time enough to be killed in."""
-
-    pause_s = 0.02
-
-
-def begin(address: str) -> None:
-    """Be a driver on that cluster; what is imported here can be imported there."""
-    environment = {"PYTHONPATH": PYTHONPATH, "JAX_PLATFORMS": "cpu"}
-    ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": environment})
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one CPU on this machine."""
+    """Two nodes of one CPU on this machine; what is imported here can be imported there."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster()
-    for _ in range(2):
-        made.add_node(num_cpus=1, object_store_memory=80_000_000, include_dashboard=False)
-    begin(made.address)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PYTHONPATH)
+        patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        made = Cluster()
+        for _ in range(2):
+            made.add_node(num_cpus=1, object_store_memory=80_000_000, include_dashboard=False)
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 def workers() -> list[int]:
@@ -143,9 +133,9 @@ def test_a_node_that_is_killed_is_done_without(cluster: Any, tmp_path: Path) -> 
 DRIVER = """
 import sys
 from bark_jax.synthesis import synthesize_dataset
-from test_synthesis_ray import SLOW, Brisk, begin, ray
+from test_synthesis_ray import SLOW, Brisk, ray
 if __name__ == "__main__":
-    begin(sys.argv[3])
+    ray.init(address=sys.argv[3], log_to_driver=False)
     synthesize_dataset(sys.argv[1], sys.argv[2], SLOW, engine="ray", make=Brisk, actors=2)
 """
 
@@ -156,11 +146,10 @@ def test_a_driver_that_is_killed_is_started_again(cluster: Any, tmp_path: Path) 
     synthesize_dataset(file, tmp_path / "local", SLOW, make=Quick)
     (tmp_path / "driver.py").write_text(DRIVER)
     command = [sys.executable, str(tmp_path / "driver.py"), str(file), str(out), cluster.address]
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     moment = random.Random(0)
     for _ in range(10):
         more = moment.choice((0, 1, 2))
-        process = subprocess.Popen(command, env=environment)
+        process = subprocess.Popen(command)
         before, end = len(list((out / "parts").glob("*.json"))), time.monotonic() + 90
         while process.poll() is None and time.monotonic() < end:
             if len(list((out / "parts").glob("*.json"))) >= before + more:
@@ -169,7 +158,7 @@ def test_a_driver_that_is_killed_is_started_again(cluster: Any, tmp_path: Path) 
         time.sleep(moment.uniform(0, 0.3))
         process.kill()
         process.wait()
-    subprocess.run(command, env=environment, check=True, timeout=180)
+    subprocess.run(command, check=True, timeout=180)
     equal(tmp_path / "local", out)
 
 
