@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -303,6 +304,52 @@ def test_a_store_that_fails_leaves_nothing_half_written(tmp_path: Path, monkeypa
                 assert path.read_bytes() == whole[path.name]
     assert attempts > 3
     checked(out)
+
+
+ON_A_DISK = """
+import sys
+from bark_jax.synthesis import synthesize_dataset
+from test_synthesis import TOY, Toy
+if __name__ == "__main__":
+    try:
+        synthesize_dataset(sys.argv[1], sys.argv[2], TOY, make=Toy)
+    except OSError as error:
+        sys.exit(f"errno {error.errno}")
+"""
+
+
+def on_a_disk(tmp_path: Path, options: str, file: Path) -> str:
+    """Run on a disk of memory that is mounted for this command alone; returns what it said, and leaves a copy."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not mount anything, not even for one command")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "driver.py").write_text(ON_A_DISK)
+    script = 'mount -t tmpfs -o "$1" none disk || exit 9; "$2" driver.py "$3" disk/out; cp -r disk copy'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", options, sys.executable, str(file)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    if done.returncode == 9:
+        pytest.skip(f"no disk of memory can be mounted: {done.stderr}")
+    return done.stderr
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A real one of 200 kB: what is there is whole, and the run goes on elsewhere."""
+    file, copy = write(tmp_path / "in.parquet", numbered(200)), tmp_path / "copy" / "out"
+    synthesize_dataset(file, tmp_path / "whole", TOY, make=Toy)
+    assert f"errno {errno.ENOSPC}" in on_a_disk(tmp_path, "size=200k", file)
+    made = [path for path in (copy / "parts").iterdir() if not path.name.endswith(".part")]
+    assert 4 < len(made) < 80 and not (copy / "_SUCCESS").exists()
+    for path in made:
+        assert path.read_bytes() == (tmp_path / "whole" / "parts" / path.name).read_bytes()
+    done = synthesize_dataset(file, copy, TOY, make=Toy)
+    assert done.made < 40
+    assert checked(copy)["parts"] == checked(tmp_path / "whole")["parts"] and read(copy) == read(tmp_path / "whole")
+
+
+def test_an_output_on_a_disk_that_is_only_read(tmp_path: Path) -> None:
+    assert f"errno {errno.EROFS}" in on_a_disk(tmp_path, "ro", write(tmp_path / "in.parquet", numbered(3)))
+    assert list((tmp_path / "copy").iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
