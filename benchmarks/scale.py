@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -243,7 +244,7 @@ class Sleeper:
 
 def weak(workers: Sequence[int], n_rows: int) -> dict[str, Any]:
     """`n_rows` rows a worker, on 1, 2, ... nodes: what a row takes a worker, against what it sleeps."""
-    from benchmarks.scale import Sleeper as worker  # by the name that other processes know it by, not __main__
+    worker = importlib.import_module("benchmarks.scale").Sleeper  # as other processes know it: here it is __main__'s
 
     found: dict[str, float] = {}
     job = Job(model="sleeper", shard_rows=max(2, n_rows // 10))
