@@ -26,7 +26,7 @@ import numpy as np
 
 from bark_jax import adapters as adapter_files
 from bark_jax import audio as audio_files
-from bark_jax import codec, compilation, hub, library, memory, placement, streaming, text, tokens
+from bark_jax import clips, codec, compilation, hub, library, memory, placement, streaming, text, tokens
 from bark_jax import units as unit_files
 from bark_jax import weights as checkpoints
 from bark_jax.adapters import Adapter
@@ -587,6 +587,7 @@ class Bark:
 
         Raises:
           ValueError: a clip that is too short, too long or silent, or as for `encode`.
+            What is clipped, noise or music is warned of (`BarkWarning`).
           CheckpointError: the model has no ``units.safetensors``, or was unloaded.
           OSError: a file cannot be read.
         """
@@ -605,6 +606,8 @@ class Bark:
             )
         if np.sqrt(np.mean(np.square(audio))) < SILENT:
             raise ValueError(f"the clip is silent: its root mean square is below {SILENT:g} of full scale")
+        if (fault := clips.fault(audio, rate)) is not None:
+            warnings.warn(f"the clip is a poor prompt: {fault}", BarkWarning, stacklevel=2)
         ids, codes = self.audio_to_semantic(audio), self.encode(audio)
         ids, codes = tokens.aligned(config.coarse, ids, codes)
         voice = Voice(ids, codes[: config.coarse.n_codebooks], codes, model=config.fingerprint, consent=consent)

@@ -1,7 +1,7 @@
 """Recordings → clips of speech: where somebody speaks, where to cut, how loud, and what is wrong with it.
 
-Takes and gives mono float32 (samples,) at a rate in Hz. Knows levels alone: no words, no speakers, no model. Levels are
-those of frames of 20 ms, in dB relative to full scale (a sine of full scale has -3).
+Takes and gives mono float32 (samples,) at a rate in Hz. Knows levels and pitch alone: no words, no speakers, no model.
+Levels are those of frames of 20 ms, in dB relative to full scale (a sine of full scale has -3).
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ SILENCE_DB = -65.0
 """A recording that is nowhere louder holds no speech: 16 bits end at -90, and rooms are at -60 and above."""
 LIVELY_DB = 12.0
 """What speech changes at least between its faint and its loud frames; held chords, hum and noise change less."""
+VOICE_HZ = (65.0, 500.0)
+"""Pitches of voices: creaking men to children."""
+PITCHED, STEADY = 0.2, 0.6
+"""Speech has a pitch in more than `PITCHED` of its loud frames (32 to 94 % in 132 clips of LibriSpeech and LJSpeech;
+drums 14 %), and from a frame to the next it stays in less than `STEADY` of them (0 to 36 %; notes 91 %)."""
+MAX_CLIPPED = 1e-3
+"""Share of a clip's samples that may be cut off."""
 PAUSE_S = 0.15
 """Shorter gaps belong to words: the closure of a stop lasts 0.05 to 0.13 s."""
 LONG_PAUSE_S = 0.8
@@ -151,3 +158,55 @@ def lively(audio: np.ndarray, rate: int) -> float:
     """How much the level changes, in dB: between the faintest tenth of the frames and the loudest twentieth."""
     level = levels(audio, rate)
     return float(np.ptp(np.percentile(level, (10, 95)))) if len(level) else 0.0
+
+
+def pitch(audio: np.ndarray, rate: int) -> tuple[float, float]:
+    """Share of the loud frames that have the pitch of a voice, and share of the steps between such in which it stays.
+
+    Frames of 50 ms every 25, below 4 kHz; a pitch is a peak of 0.6 or more of the autocorrelation, and stays if it
+    moves by less than 6 cents. (0, 0) of what is too short.
+    """
+    size, hop = round(0.05 * rate), round(0.025 * rate)
+    if len(audio) < size:
+        return 0.0, 0.0
+    frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::hop]
+    power = np.mean(np.square(frames), axis=1)
+    frames = frames[power > 1e-3 * np.percentile(power, 95)]
+    if not len(frames):
+        return 0.0, 0.0
+    n = 1 << (2 * size - 1).bit_length()
+    window = np.hanning(size)
+    spectrum = np.square(np.abs(np.fft.rfft((frames - frames.mean(axis=1, keepdims=True)) * window, n)))
+    spectrum[:, np.fft.rfftfreq(n, 1 / rate) > 4000] = 0
+    shape = np.fft.irfft(np.square(np.abs(np.fft.rfft(window, n))))[:size]
+    alike = np.fft.irfft(spectrum)[:, :size]
+    alike /= (alike[:, :1] + 1e-12) * (shape / shape[0] + 1e-3)
+    # Looked for below the lowest voice too, so that what is lower is not taken for its octave.
+    low, high = int(rate / VOICE_HZ[1]), min(int(rate / 50), size - 1)
+    lag = low + np.argmax(alike[:, low:high], axis=1)
+    before, peak, after = (np.take_along_axis(alike, lag[:, None] + i, axis=1)[:, 0] for i in (-1, 0, 1))
+    bend = before - 2 * peak + after
+    shift = np.where(bend < 0, 0.5 * (before - after) / np.where(bend < 0, bend, 1), 0)
+    hz = rate / (lag + np.clip(shift, -0.5, 0.5))
+    voiced = (peak > 0.6) & (hz >= VOICE_HZ[0])
+    steps = np.abs(np.diff(np.log2(hz)))[voiced[1:] & voiced[:-1]]
+    return float(voiced.mean()), float(np.mean(steps < 6 / 1200)) if len(steps) else 0.0
+
+
+def fault(audio: np.ndarray, rate: int) -> str | None:
+    """Why a clip is no good speech, if so: it is silent, cut off, noise or music."""
+    if not speech(audio, rate):
+        return "it is silent"
+    share = clipped(audio)
+    if share > MAX_CLIPPED:
+        return f"it is clipped: {share:.1%} of its samples are cut off, {MAX_CLIPPED:.1%} may be"
+    if lively(audio, rate) < LIVELY_DB:
+        return f"its level changes by less than {LIVELY_DB:g} dB: it is no speech"
+    pitched, steady = pitch(audio, rate)
+    if pitched < PITCHED:
+        return (
+            f"{pitched:.0%} of it has the pitch of a voice: speech has {PITCHED:.0%} or more, drums and whispers less"
+        )
+    if steady > STEADY:
+        return f"its pitch stays in {steady:.0%} of its steps: in speech in {STEADY:.0%} or less, it is music"
+    return None

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bark_jax import audio as audio_files
 from bark_jax import clips
 
 RATE = 16_000
 
 
 def said(seconds: float, *, level: float = 0.2, seed: int = 0, rate: int = RATE) -> np.ndarray:
-    """Noise with the rhythm of syllables, four a second, without a gap as long as a pause."""
+    """A gliding pitch and breath with the rhythm of syllables, four a second, without a gap as long as a pause."""
     t = np.arange(round(seconds * rate)) / rate
-    noise = np.random.default_rng(seed).standard_normal(len(t))
-    return (level * noise * (0.05 + np.abs(np.sin(2 * np.pi * 2 * t)))).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    phase = np.cumsum((120 + 60 * rng.random()) * 2 ** (0.3 * np.sin(2 * np.pi * 0.9 * t))) / rate
+    voice = sum(np.sin(2 * np.pi * k * phase) / k for k in range(1, 12)) + 0.3 * rng.standard_normal(len(t))
+    return (level * voice * (0.05 + np.abs(np.sin(2 * np.pi * 2 * t)))).astype(np.float32)
 
 
 def pause(seconds: float, *, rate: int = RATE, floor: float = 1e-4) -> np.ndarray:
@@ -100,3 +104,33 @@ def test_music_and_noise_are_not_lively() -> None:
         assert clips.lively(steady, RATE) < clips.LIVELY_DB
     assert clips.lively(said(4.0), RATE) > clips.LIVELY_DB
     assert clips.lively(np.zeros(0, np.float32), RATE) == 0
+
+
+def test_music_does_not_have_the_pitch_of_a_voice() -> None:
+    t = np.arange(6 * RATE) / RATE
+    rng = np.random.default_rng(0)
+    since, beat = t % 0.25, (t // 0.25).astype(int)
+    kick = np.sin(2 * np.pi * (50 * since + 2 * (1 - np.exp(-30 * since)))) * np.exp(-12 * since) * (beat % 2 == 0)
+    hat = 0.2 * np.diff(rng.standard_normal(len(t) + 1)) * np.exp(-60 * since)
+    hz = 220 * 2 ** (rng.integers(0, 12, beat[-1] + 1) / 12)
+    melody = sum(np.sin(2 * np.pi * k * hz[beat] * t) / k for k in range(1, 6)) * np.exp(-6 * since)
+    whispered = rng.standard_normal(len(t)) * (0.05 + np.abs(np.sin(2 * np.pi * 2 * t)))
+    assert clips.pitch(kick + hat, RATE)[0] < clips.PITCHED
+    assert clips.pitch(whispered, RATE)[0] < clips.PITCHED
+    pitched, steady = clips.pitch(melody, RATE)
+    assert pitched > 0.9 and steady > clips.STEADY + 0.1
+    for rate in (RATE, 24_000):
+        pitched, steady = clips.pitch(said(6.0, rate=rate), rate)
+        assert pitched > clips.PITCHED + 0.3 and steady < clips.STEADY - 0.3
+    for nothing in (np.zeros(0, np.float32), np.zeros(RATE, np.float32)):
+        assert clips.pitch(nothing, RATE) == (0, 0)
+
+
+def test_people_have_the_pitch_of_a_voice() -> None:
+    folder = Path(__file__).parents[1] / "../shared/data/librispeech/test"
+    files = sorted(folder.glob("*.flac"))[::20]
+    if not files:
+        pytest.skip(f"no recordings in {folder}")
+    for path in files:
+        pitched, steady = clips.pitch(audio_files.read(path, 24_000), 24_000)
+        assert pitched > clips.PITCHED + 0.05 and steady < clips.STEADY - 0.2, path.name

@@ -88,6 +88,8 @@ def test_a_bad_recording_is_named_and_the_rest_is_done(bark: Bark, tmp_path: Pat
     put(folder / "j-other.wav", utterances(0.3, 2.7, 0.3, rate=RATE))
     (folder / "j-other.txt").write_text("much more than anybody could ever say in three seconds of time " * 4)
     put(folder / "k-broken.wav", utterances(0.3, 2.8, 0.3, rate=RATE))
+    plucked = np.sin(2 * np.pi * 220 * 2 ** ((t // 0.5) % 3 / 12) * t) * np.exp(-6 * (t % 0.5))
+    put(folder / "l-melody.wav", (0.5 * plucked).astype(np.float32))
     (folder / "k-broken.json").write_text('{"segments": [{"start": 2, "end": 1, "text": "x"}]}')
     made = prepare(bark, folder, tmp_path / "rows", consent=WHO)
     assert [clip.source for clip in made.clips] == ["a-good.wav", "h-dead.wav"]
@@ -101,6 +103,7 @@ def test_a_bad_recording_is_named_and_the_rest_is_done(bark: Bark, tmp_path: Pat
         "g": "it is not a sound file that can be read",
         "i": "it is the same as a-good.wav@",
         "j": "this is not what is said ('much more than",
+        "l": "its pitch stays in ",
         "k": "k-broken.json: segment 0 has start 2, end 1",
     }.items():
         assert words in reasons.pop(letter), letter

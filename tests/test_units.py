@@ -155,3 +155,6 @@ def test_a_clip_becomes_a_voice(tmp_path: Path) -> None:
             bark.clone(audio, **options)
     with pytest.raises(FileNotFoundError):
         bark.clone(tmp_path / "none.wav")
+    hiss = np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32)
+    with pytest.warns(bark_jax.BarkWarning, match="the clip is a poor prompt: its level changes by less than 12 dB"):
+        bark.clone(hiss)

@@ -38,8 +38,6 @@ SHORTEST_S, LONGEST_S = 1.0, 14.0
 """Of a clip. Suno's models speak 15.4 s at most, and a clip of a second tells little of a voice."""
 MIN_RATE = 16_000
 """Hz. A telephone's 8 kHz lack what tells an s from an f; a model would learn to sound like one."""
-MAX_CLIPPED = 1e-3
-"""Share of a clip's samples that may be cut off."""
 LETTERS_PER_S = (1.5, 35.0)
 """Of a text: slow Chinese to fast Finnish. Beyond these it is not what is said."""
 RECORDINGS_AT_ONCE = 32
@@ -265,13 +263,8 @@ class _Maker:
             return (
                 f"it lasts {span.duration:.2f} s, and has no pause to cut at: it must be {self.longest_s:g} s or less"
             )
-        if not clips.speech(clip, self.rate):
-            return "it is silent"
-        share = clips.clipped(clip)
-        if share > MAX_CLIPPED:
-            return f"it is clipped: {share:.1%} of its samples are cut off, {MAX_CLIPPED:.1%} may be"
-        if clips.lively(clip, self.rate) < clips.LIVELY_DB:
-            return f"its level changes by less than {clips.LIVELY_DB:g} dB: it is no speech"
+        if (fault := clips.fault(clip, self.rate)) is not None:
+            return fault
         if words is None:
             return None
         letters = sum(sign.isalnum() for sign in words)
