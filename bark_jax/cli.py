@@ -332,7 +332,13 @@ def clone(clip: str, output: str, consent: str, model: str, device: str | None, 
 @click.option("--audio", type=click.Choice(["flac", "pcm16"]), default="flac", show_default=True)
 @click.option("--format", "kind", type=click.Choice(["parquet", "webdataset"]), default="parquet", show_default=True)
 @click.option("--shard-rows", type=int, default=128, show_default=True, help="Rows of a file of the result.")
-@click.option("--deadline", type=float, default=600.0, show_default=True, help="Seconds of silence that end a row.")
+@click.option(
+    "--deadline",
+    type=float,
+    default=600.0,
+    show_default=True,
+    help="Seconds without any progress after which a row is given up.",
+)
 @click.option("--id-column", default="id", show_default=True)
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--voice-column", default="voice", show_default=True, help="It may be missing.")
@@ -343,12 +349,15 @@ def clone(clip: str, output: str, consent: str, model: str, device: str | None, 
 @click.option("--gpus", type=float, help="ray: of a worker.")
 @click.option("--tpus", type=int, help="ray: chips of a worker, 1, 2, 4 or 8.")
 @click.option("--cpus", type=float, help="ray: of a worker.")
+@click.option("--retry-errors", is_flag=True, help="Make parts again that have rows with an error.")
+@click.option("--verify", is_flag=True, help="Compare the SHA-256 of parts that are there, not their sizes alone.")
 @click.option("--dry-run", is_flag=True, help="Speak a few rows, write nothing, and tell what all would take.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def synthesize(input: tuple[str, ...], out: str, kind: str, deadline: float, **given: Any) -> None:
     """Speak every row of INPUT (Parquet, JSON lines, text lines) exactly once, into files of speech.
 
-    A row that cannot be spoken is there with its error. The last line of the output is a summary as JSON.
+    A row that cannot be spoken is there with its error; if that is all of them, the exit code is 1. The last line of
+    the output is a summary as JSON.
     """
     import dataclasses
     import json
@@ -366,11 +375,12 @@ def synthesize(input: tuple[str, ...], out: str, kind: str, deadline: float, **g
         deadline_s=deadline,
     )
     if given["dry_run"]:
-        found = estimate(list(input), job, device=given["device"])
+        guess = estimate(list(input), job, device=given["device"])
         _note(
-            f"{found.rows:,} rows: {found.audio_hours:,.2f} hours of speech, {found.hours:,.2f} hours of work here "
-            f"({found.real_time_factor:.2f} × real time), {found.gigabytes:,.2f} GB"
+            f"{guess.rows:,} rows: {guess.audio_hours:,.2f} hours of speech, {guess.hours:,.2f} hours of work here "
+            f"(real-time factor {guess.real_time_factor:.2f}), {guess.gigabytes:,.2f} GB"
         )
+        click.echo(json.dumps(dataclasses.asdict(guess)))
     else:
         actors, tpus = given["actors"], given["tpus"]
         cluster: dict[str, Any] = {
@@ -387,10 +397,14 @@ def synthesize(input: tuple[str, ...], out: str, kind: str, deadline: float, **g
             engine=given["engine"],
             device=given["device"],
             progress=None if given["quiet"] else _note,
+            retry_errors=given["retry_errors"],
+            verify=given["verify"],
             **cluster,
         )
         _note(found.line())
-    click.echo(json.dumps(dataclasses.asdict(found)))
+        click.echo(json.dumps(dataclasses.asdict(found)))
+        if found.errors == found.rows:
+            raise click.ClickException(f"none of the {found.rows:,} rows could be spoken: their error column says why")
 
 
 @main.command()

@@ -77,6 +77,28 @@ def absent(path: Path, *, or_empty: bool = False) -> None:
         raise FileExistsError(errno.EEXIST, "is there already: choose another name, or remove it", str(path))
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock on a file, which is made; nothing where the system or the file's disk has no locks.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+
+
 def start_of_name(path: Path) -> str:
     """Enough of a name to be recognised by: a hidden name must not be longer than file systems allow.
 

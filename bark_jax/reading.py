@@ -24,7 +24,7 @@ import numpy as np
 
 from bark_jax import audio, speech
 from bark_jax.bark import Bark
-from bark_jax.files import replacing, start_of_name
+from bark_jax.files import alone, replacing, start_of_name
 from bark_jax.progress import Progress, reporter
 from bark_jax.progress import check as check_progress
 from bark_jax.requests import Script
@@ -159,15 +159,10 @@ def _speak(
 def _alone(folder: Path) -> Iterator[None]:
     """Make the folder, and refuse a second process at the same output."""
     folder.mkdir(exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / LOCK).open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(alone(folder / LOCK))
+        except BlockingIOError:
             raise ReadingError(f"{folder} is being written by another process: wait for it, or stop it") from None
         yield
 

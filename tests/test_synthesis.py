@@ -359,6 +359,132 @@ def test_an_output_that_cannot_be_written_to(tmp_path: Path) -> None:
         synthesize_dataset(write(tmp_path / "in.parquet", numbered(3)), tmp_path / "out", TOY, make=Toy)
 
 
+def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    file, out = tmp_path / "long.jsonl", tmp_path / "out"
+
+    def said(word: str) -> str:
+        """More than is read at once."""
+        return "".join(json.dumps({"id": i, "text": f"{word} " * 2000}) + "\n" for i in range(60))
+
+    def change(line: str) -> None:
+        with file.open("r+") as open_file:
+            open_file.write(said("new"))
+
+    file.write_text(said("old"))
+    with pytest.raises(JobError, match=r"the input has changed since the run began: other rows for parts/000"):
+        synthesize_dataset(file, out, TOY, make=Toy, progress=change)
+    assert not (out / "_SUCCESS").exists()
+    file.write_text(said("old"))
+    assert 0 < synthesize_dataset(file, out, TOY, make=Toy).made < 12
+    checked(out)
+    for text in (5, "5", None, "None"):  # what looks the same is not
+        lines = "".join(json.dumps({"id": i, "text": text}) + "\n" for i in range(3))
+        (tmp_path / "in.jsonl").write_text(lines)
+        if text == 5:
+            synthesize_dataset(tmp_path / "in.jsonl", tmp_path / "five", TOY, make=Toy)
+        else:
+            with pytest.raises(JobError, match="or other texts"):
+                synthesize_dataset(tmp_path / "in.jsonl", tmp_path / "five", TOY, make=Toy)
+
+
+class Later(Toy):
+    """The model of another day."""
+
+    revision = "later"
+
+
+def test_success_is_there_while_the_manifest_is_true(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "in.parquet", numbered(17)), tmp_path / "out"
+    synthesize_dataset(file, out, TOY, make=Toy)
+    damaged = bytearray((out / "parts" / "00003.parquet").read_bytes())
+    damaged[20] ^= 1
+    (out / "parts" / "00003.parquet").write_bytes(damaged)
+    assert synthesize_dataset(file, out, TOY, make=Toy).made == 0  # of the same size
+    assert synthesize_dataset(file, out, TOY, make=Toy, verify=True).made == 1
+    checked(out)
+    (out / "parts" / "00002.json").unlink()
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"has parts of other weights \(toy\) than these \(later\)"):
+            synthesize_dataset(file, out, TOY, make=Later)
+        assert not (out / "_SUCCESS").exists()
+    assert synthesize_dataset(file, out, TOY, make=Toy).made == 1
+    checked(out)
+    note = out / "parts" / "00001.json"  # a part that somebody has made once more
+    note.write_text(json.dumps({**json.loads(note.read_text()), "audio_s": 7.0}))
+    assert synthesize_dataset(file, out, TOY, make=Toy).made == 0
+    assert checked(out)["parts"][1]["audio_s"] == 7.0
+
+
+def test_two_processes_at_one_output(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "in.parquet", numbered(17)), tmp_path / "out"
+
+    def also(line: str) -> None:
+        with pytest.raises(JobError, match="is being written by another process: wait for it, or stop it"):
+            synthesize_dataset(file, out, TOY, make=Toy)
+        told.append(line)
+
+    told: list[str] = []
+    synthesize_dataset(file, out, TOY, make=Toy, progress=also)
+    assert len(told) == 4
+    checked(out)
+
+
+class Killed(Toy):
+    """Dies once of nothing that a row has to do with."""
+
+    def __call__(self, rows: Sequence[Row], beat: Any = None) -> list[dict[str, Any]]:
+        mark = Path(self.job.model)
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(rows, beat)
+
+
+def test_a_row_alone_is_not_blamed_for_one_kill(tmp_path: Path) -> None:
+    job = dataclasses.replace(TOY, shard_rows=1, model=str(tmp_path / "killed"))
+    done = synthesize_dataset(write(tmp_path / "in.parquet", numbered(3)), tmp_path / "out", job, make=Killed)
+    assert done.rows == 3 and done.errors == 0
+
+
+class Better(Toy):
+    """Nothing hangs any more."""
+
+    def __call__(self, rows: Sequence[Row], beat: Any = None) -> list[dict[str, Any]]:
+        made = super().__call__([row._replace(id=f"row {row.id}") for row in rows], beat)
+        return [{**one, **worker.described(self.job, row)} for one, row in zip(made, rows, strict=True)]
+
+
+def test_errors_are_tried_again_when_asked(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "in.parquet", numbered(12, i3="hang3")), tmp_path / "out"
+    assert synthesize_dataset(file, out, TOY, make=Toy).errors == 1
+    assert synthesize_dataset(file, out, TOY, make=Better).made == 0
+    done = synthesize_dataset(file, out, TOY, make=Better, retry_errors=True)
+    assert done.made == 1 and done.errors == 0
+    checked(out)
+
+
+def test_places_that_are_refused_or_not(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="there is no such model"):
+        synthesize_dataset(
+            write(tmp_path / "one.parquet", numbered(3)),
+            tmp_path / "new",
+            dataclasses.replace(TOY, model="fails"),
+            make=Toy,
+        )
+    assert not (tmp_path / "new" / "job.json").exists()  # nothing was made: another model may be named
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "a.parquet", numbered(3))
+    with pytest.raises(JobError, match=r"in/out is in the input .*in: name a folder beside it"):
+        synthesize_dataset(tmp_path / "in", tmp_path / "in" / "out", TOY, make=Toy)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "job.json.ab12cd34.part").write_text("{")  # killed while it wrote its first file
+    assert synthesize_dataset(tmp_path / "in", tmp_path / "out", TOY, make=Toy).made == 1
+    for book in ("one", "two"):
+        (tmp_path / "books" / book).mkdir(parents=True)
+        (tmp_path / "books" / book / "ch1.txt").write_text("so\n")
+    assert [row.id for row in Source([tmp_path / "books"], TOY)] == ["one/ch1.txt:1", "two/ch1.txt:1"]
+
+
 def test_webdatasets(tmp_path: Path) -> None:
     file = write(tmp_path / "in.parquet", numbered(7, i2="a/b.c é"))
     job = dataclasses.replace(TOY, format="webdataset")
@@ -501,6 +627,16 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "thesis.txt").rename(tmp_path / "out" / "job.json")
     with pytest.raises(JobError, match="is damaged"):
         synthesize_dataset(tmp_path / "in.parquet", tmp_path / "out", TOY, make=Toy)
+
+
+def test_what_is_wrong_with_every_row_is_said_at_once(model: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "in.parquet", numbered(3))
+    options = ["--rows", "2", "-m", str(model)]
+    done = CliRunner().invoke(cli.main, ["synthesize", str(file), "-o", str(tmp_path / "a"), "-v", "nobody", *options])
+    assert done.exit_code == 1 and "nobody" in done.output and not (tmp_path / "a" / "parts").exists()
+    empty = write(tmp_path / "empty.parquet", [{"id": "a", "text": ""}])
+    done = CliRunner().invoke(cli.main, ["synthesize", str(empty), "-o", str(tmp_path / "b"), *options])
+    assert done.exit_code == 1 and "none of the 1 rows could be spoken" in done.output
 
 
 def test_on_the_command_line(model: Path, tmp_path: Path) -> None:

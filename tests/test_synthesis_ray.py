@@ -22,7 +22,7 @@ import ray
 
 from bark_jax.synthesis import JobError, synthesize_dataset
 from bark_jax.synthesis.on_ray import run
-from test_synthesis import TOY, Brisk, Quick, Toy, checked, numbered, read, write
+from test_synthesis import TOY, Brisk, Later, Quick, Toy, checked, numbered, read, write
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
 SLOW = dataclasses.replace(TOY, model="slow", shard_rows=10)
@@ -85,6 +85,22 @@ def test_parts_are_those_of_the_embedded_engine(cluster: Any, tmp_path: Path) ->
     (tmp_path / "local" / "parts" / "00005.json").unlink()
     assert synthesize_dataset(file, tmp_path / "local", job, engine="ray", make=Toy).made == 2
     equal(tmp_path / "local", tmp_path / "ray")
+
+
+@pytest.mark.slow
+def test_what_workers_raise_comes_out_and_paths_are_the_drivers(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "in.parquet", numbered(11))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(JobError, match="there is no such model"):
+        synthesize_dataset("in.parquet", "new", dataclasses.replace(TOY, model="fails"), engine="ray", make=Toy)
+    synthesize_dataset("in.parquet", "local", TOY, make=Toy)
+    synthesize_dataset("in.parquet", "ray", TOY, engine="ray", make=Toy)
+    equal(tmp_path / "local", tmp_path / "ray")
+    (tmp_path / "ray" / "parts" / "00001.json").unlink()
+    with pytest.raises(JobError, match=r"has parts of other weights \(toy\) than these \(later\)"):
+        synthesize_dataset("in.parquet", "ray", TOY, engine="ray", make=Later)
 
 
 @pytest.mark.slow
@@ -170,4 +186,4 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         synthesize_dataset(file, tmp_path / "out", TOY, actors=2, make=Toy)
     for actors in (0, (2, 1)):
         with pytest.raises(JobError, match="actors is "):
-            next(run([file], "x", TOY, [0], device=None, make=Toy, actors=actors))
+            next(run([file], "x", TOY, {0: ""}, device=None, make=Toy, actors=actors))

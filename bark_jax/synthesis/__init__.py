@@ -12,8 +12,18 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"corpora need {error.name}: pip install 'bark-jax[corpus]'", name=error.name) from None
 
-from bark_jax.synthesis.job import Job, JobError, row_seed
+from bark_jax.synthesis.job import SCHEMA, Job, JobError, Row, row_seed
 from bark_jax.synthesis.local import Summary, estimate, synthesize_dataset
 from bark_jax.synthesis.worker import SynthesisWorker
 
-__all__ = ["Job", "JobError", "Summary", "SynthesisWorker", "estimate", "row_seed", "synthesize_dataset"]
+__all__ = [
+    "SCHEMA",
+    "Job",
+    "JobError",
+    "Row",
+    "Summary",
+    "SynthesisWorker",
+    "estimate",
+    "row_seed",
+    "synthesize_dataset",
+]

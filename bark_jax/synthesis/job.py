@@ -72,8 +72,8 @@ class Job:
       audio: "flac" (exact, about half the size) or "pcm16".
       format: "parquet", or "webdataset": tar files with a ``.flac`` (``.pcm``) and a ``.json`` for each row.
       shard_rows: rows of a file of the result: what is done again after a kill.
-      deadline_s: seconds that may pass without anything being computed, 1 or more. A row that is silent for longer
-        becomes an error row.
+      deadline_s: seconds that may pass without anything being computed, 1 to 604,800 (a week). A row that is silent
+        for longer becomes an error row.
       id_column: of the input; unique strings or integers.
       text_column: of the input.
       voice_column: of the input; it may be missing.
@@ -109,8 +109,8 @@ class Job:
                 raise JobError(f"{name} is {value!r}: it must be an integer of 1 to {most:,}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise JobError(f"seed is {self.seed!r}: it must be an integer of 0 to 2**64 - 1")
-        if not isinstance(self.deadline_s, int | float) or not 1 <= self.deadline_s < float("inf"):
-            raise JobError(f"deadline_s is {self.deadline_s!r}: it must be 1 second or more")
+        if not isinstance(self.deadline_s, int | float) or not 1 <= self.deadline_s <= 604_800:
+            raise JobError(f"deadline_s is {self.deadline_s!r}: it must be 1 to 604,800 seconds")
         if not isinstance(self.sampling, Sampling):
             raise JobError(f"sampling is {self.sampling!r}: it must be a bark_jax.Sampling")
         columns = [self.id_column, self.text_column, self.voice_column]

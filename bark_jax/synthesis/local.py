@@ -3,8 +3,9 @@
     input ─ shards of rows ─▶ worker ─▶ OUT/parts/00000.parquet and 00000.json ─ ... ─▶ OUT/manifest.json, OUT/_SUCCESS
 
 A part counts when its ``.json`` is there, which is written last and has the other's size and SHA-256. Started again, a
-run compares ids and sizes of the parts that it finds, and makes those that are missing: the same, because a row's seed
-comes from the job's and its id, and the number of rows that are spoken at once is fixed.
+run compares the parts that it finds with the input, and makes those that are missing: the same, because a row's seed
+comes from the job's and its id, and the number of rows that are spoken at once is fixed. ``_SUCCESS`` is there only
+while the manifest says what is in the folder.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from bark_jax.files import alone
 from bark_jax.splitting import predicted_duration
 from bark_jax.synthesis.job import SCHEMA, Job, JobError, Row
-from bark_jax.synthesis.source import Source, ids_digest, store
+from bark_jax.synthesis.source import Source, absolute, rows_digest, store
 from bark_jax.synthesis.worker import Guarded, SynthesisWorker
 
 ENGINES = ("local", "ray")
-JOB, MANIFEST, SUCCESS, PARTS = "job.json", "manifest.json", "_SUCCESS", "parts"
+JOB, MANIFEST, SUCCESS, PARTS, LOCK = "job.json", "manifest.json", "_SUCCESS", "parts", ".lock"
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ class Output:
     def note(self, number: int) -> str:
         return f"{PARTS}/{number:05d}.json"
 
-    def begin(self, source: Source) -> None:
-        """Write down what the run is, or compare it with what it was.
+    def begin(self, source: Source) -> bool:
+        """Write down what the run is (True), or compare it with what it was (False).
 
         Raises:
           JobError: the folder holds another run, or other files.
@@ -124,14 +126,15 @@ class Output:
         found = self.read(JOB)
         if found is None:
             selector = pafs.FileSelector(self.root, allow_not_found=True)
-            if any(not one.base_name.startswith(".") for one in self.files.get_file_info(selector)):
+            # What is hidden is a lock; a process may have been killed while it wrote its first file.
+            if any(not one.base_name.startswith((".", f"{JOB}.")) for one in self.files.get_file_info(selector)):
                 raise JobError(f"{self.uri} has files, and no {JOB}: name a new folder")
             self.write(JOB, _json(about))
-            return
+            return True
         before = _parsed(found, f"{self.uri}/{JOB}")
         about = json.loads(_json(about))
         if before == about:
-            return
+            return False
         old, new = before.get("job", {}), about["job"]
         changed = [f"{k}: it was {old.get(k)!r}, and is {new.get(k)!r} now" for k in new if old.get(k) != new.get(k)]
         if not changed:
@@ -140,11 +143,37 @@ class Output:
             f"{self.uri} holds a run with other settings; name a new folder, or put back {'; '.join(changed)}"
         )
 
-    def done(self, number: int, ids: str) -> dict[str, Any] | None:
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Refuse a second process at a folder of this machine; stores have no locks."""
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.files, pafs.LocalFileSystem):
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(alone(Path(self.root) / LOCK))
+                except BlockingIOError:
+                    raise JobError(f"{self.uri} is being written by another process: wait for it, or stop it") from None
+            yield
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.files.get_file_info(self.path(name)).type == pafs.FileType.File:
+            self.files.delete_file(self.path(name))
+
+    def same_model(self, model: str, before: str | None) -> None:
+        """Raises `JobError` if a worker has other weights than made the parts that are there; None: there are none."""
+        if before is not None and model != before:
+            raise JobError(
+                f"{self.uri} has parts of other weights ({before[:12]}) than these ({model[:12]}): the model, or the "
+                "device's dtype, has changed meanwhile; name a new folder, or put it back"
+            )
+
+    def done(self, number: int, digest: str, *, verify: bool = False) -> dict[str, Any] | None:
         """The note of a part that is there, of the size that it had; None: it is to be made.
 
         Args:
-          ids: digest of the ids that it must have.
+          digest: `rows_digest` of the rows that it must have.
+          verify: read it, and compare its SHA-256 too.
 
         Raises:
           JobError: it is of other rows.
@@ -153,9 +182,18 @@ class Output:
         if found is None:
             return None
         note = _parsed(found, f"{self.uri}/{self.note(number)}")
-        if note.get("ids") != ids:
+        if note.get("input_sha256") != digest:
             raise JobError(f"{self.uri}/{self.part(number)} is of other rows than the input has: name a new folder")
-        return note if self.files.get_file_info(self.path(self.part(number))).size == note.get("bytes") else None
+        if self.files.get_file_info(self.path(self.part(number))).size != note.get("bytes"):
+            return None
+        if verify and hashlib.sha256(self.read(self.part(number)) or b"").hexdigest() != note.get("sha256"):
+            return None
+        return note
+
+    def unchanged(self, number: int, rows: Sequence[Row], digest: str) -> None:
+        """Raises `JobError` if rows of a shard are not those that were read when the run began."""
+        if rows_digest(rows) != digest:
+            raise JobError(f"the input has changed since the run began: other rows for {self.part(number)}")
 
     def keep(self, number: int, rows: Sequence[Row], made: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Write a part, and then its note."""
@@ -167,7 +205,7 @@ class Output:
             "rows": len(made),
             "errors": sum(row["error"] is not None for row in made),
             "audio_s": sum(row["duration_s"] for row in made),
-            "ids": ids_digest(row.id for row in rows),
+            "input_sha256": rows_digest(rows),
             "model": made[0]["model"],
         }
         self.write(self.part(number), data)
@@ -211,6 +249,8 @@ def synthesize_dataset(
     engine: str = "local",
     device: str | None = None,
     progress: Callable[[str], None] | None = None,
+    retry_errors: bool = False,
+    verify: bool = False,
     make: Callable[..., Any] = SynthesisWorker,
     **cluster: Any,
 ) -> Summary:
@@ -223,6 +263,9 @@ def synthesize_dataset(
       engine: "local", one worker on this machine; or "ray", many in a cluster, see `bark_jax.synthesis.on_ray`.
       device: as for `bark_jax.load`.
       progress: called with a line after each part.
+      retry_errors: make parts again that have rows with an ``error``; what is good in them comes out the same.
+      verify: read the parts that are there, and make those again whose SHA-256 is not what it was; else their sizes
+        are compared.
       make: what makes the worker, in a process of its own.
       cluster: of engine "ray": actors, and what each of them needs.
 
@@ -230,7 +273,8 @@ def synthesize_dataset(
       What was done. Rows that could not be spoken are there, with their ``error``.
 
     Raises:
-      JobError: an input that cannot be read or has an id twice, an output of another run.
+      JobError: an input that cannot be read, has an id twice, changes meanwhile or holds the output; an output of
+        another run, of other weights, or that another process is writing; a voice of the job's that there is not.
       OSError: no room, no permission, a store that fails; what was made before stays, and the run can go on.
       What `bark_jax.load` raises.
     """
@@ -240,24 +284,45 @@ def synthesize_dataset(
     if cluster and engine != "ray":
         raise JobError(f"{', '.join(cluster)}: for engine 'ray' alone")
     start = time.perf_counter()
-    source, target = Source(inputs, job), Output(output, job)
-    target.begin(source)
-    notes = {n: note for n, ids in enumerate(source.ids) if (note := target.done(n, ids)) is not None}
-    missing = [n for n in range(source.n_shards) if n not in notes]
-    report = _Report(source, notes, progress)
-    made = iter(())
-    if missing and engine == "ray":
-        from bark_jax.synthesis import on_ray
+    target = Output(output, job)
+    for uri in inputs:
+        if f"{absolute(output)}/".startswith(f"{absolute(uri)}/"):
+            raise JobError(f"the output {output} is in the input {uri}: name a folder beside it")
+    source = Source(inputs, job)
+    with target.alone():
+        new = target.begin(source)
+        notes: dict[int, dict[str, Any]] = {}
+        for number, digest in enumerate(source.shard_digests):
+            note = target.done(number, digest, verify=verify)
+            if note is not None and not (retry_errors and note["errors"]):
+                notes[number] = note
+        missing = {n: source.shard_digests[n] for n in range(source.n_shards) if n not in notes}
+        before = next((note["model"] for note in notes.values()), None)
+        report = _Report(source, notes, progress)
+        made = iter(())
+        if missing:
+            target.remove(SUCCESS)
+        if missing and engine == "ray":
+            from bark_jax.synthesis import on_ray
 
-        made = on_ray.run(inputs, target.uri, job, missing, device=device, make=make, **cluster)
-    elif missing:
-        made = _alone(source, target, missing, device, make)
-    for number, note in made:
-        notes[number] = note
-        report()
-    ordered = [notes[n] for n in range(source.n_shards)]
-    if missing or target.read(MANIFEST) is None or target.read(SUCCESS) is None:
-        target.finish(source, ordered)
+            made = on_ray.run(inputs, target.uri, job, missing, device=device, make=make, before=before, **cluster)
+        elif missing:
+            made = _made_here(source, target, missing, device, make, before)
+        try:
+            for number, note in made:
+                notes[number] = note
+                report()
+        except BaseException:
+            parts = pafs.FileSelector(target.path(PARTS), allow_not_found=True)
+            if new and not target.files.get_file_info(parts):
+                target.remove(JOB)  # nothing is there that it would be true of
+            raise
+        # As they are in the folder: a worker that Ray took for dead may have written a part once more.
+        found = {number: target.done(number, digest) for number, digest in missing.items()}
+        ordered = [found.get(n) or notes[n] for n in range(source.n_shards)]
+        manifest = target.read(MANIFEST)
+        if target.read(SUCCESS) is None or manifest is None or json.loads(manifest).get("parts") != ordered:
+            target.finish(source, ordered)
     return Summary(
         output=target.uri,
         rows=sum(note["rows"] for note in ordered),
@@ -269,14 +334,20 @@ def synthesize_dataset(
     )
 
 
-def _alone(
-    source: Source, target: Output, missing: Sequence[int], device: str | None, make: Callable[..., Any]
+def _made_here(
+    source: Source,
+    target: Output,
+    missing: dict[int, str],
+    device: str | None,
+    make: Callable[..., Any],
+    before: str | None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The missing parts, one after the other, in one worker."""
-    wanted = set(missing)
     with Guarded(target.job, device=device, make=make) as worker:
+        target.same_model(worker.about["model"], before)
         for number, rows in enumerate(source.shards()):
-            if number in wanted:
+            if number in missing:
+                target.unchanged(number, rows, missing[number])
                 yield number, target.keep(number, rows, worker(rows))
 
 
@@ -286,6 +357,8 @@ class _Report:
     def __init__(self, source: Source, notes: dict[int, dict[str, Any]], say: Callable[[str], None] | None):
         self._source, self._notes, self._say = source, notes, say
         self._start, self._before = time.perf_counter(), set(notes)
+        if say is not None and notes:
+            say(f"{len(notes):,} of {source.n_shards:,} parts are there")
 
     def __call__(self) -> None:
         if self._say is None:
@@ -304,21 +377,25 @@ class _Report:
 
 
 def estimate(
-    input: str | Path | Sequence[str | Path], job: Job, *, sample: int = 8, device: str | None = None
+    input: str | Path | Sequence[str | Path], job: Job, *, sample: int | None = None, device: str | None = None
 ) -> Estimate:
     """What a run will take: `sample` rows, evenly chosen, are spoken, after a warm-up, and nothing is written.
+
+    Args:
+      sample: by default as many as are spoken at once, on all devices.
 
     Raises:
       JobError: as `synthesize_dataset`, or no row that can be spoken among those.
     """
     source = Source([input] if isinstance(input, str | Path) else list(input), job)
+    worker = SynthesisWorker(job, device=device)
+    sample = job.rows * len(worker.bark.devices) if sample is None else sample
     wanted = {i * source.n_rows // min(sample, source.n_rows) for i in range(min(sample, source.n_rows))}
     chosen, predicted = [], 0.0
     for i, row in enumerate(source):
         predicted += predicted_duration(row.text) if isinstance(row.text, str) else 0.0
         if i in wanted:
             chosen.append(row)
-    worker = SynthesisWorker(job, device=device)
     start = time.perf_counter()
     made = worker(chosen)
     took = time.perf_counter() - start

@@ -2,9 +2,9 @@
 
 Ray Data brings numbers of shards to a pool of actors, each with a guarded worker, and takes notes back. An actor reads
 the rows of its shard and writes the part itself, so no audio passes through Ray; a part appears whole or not at all,
-and is the same whoever makes it, so a shard that Ray tries again after a death is neither lost nor doubled. What is
-there is known from the output, as without Ray: a driver that was killed is started again. Ray's own checkpoints are not
-used.
+and has the same speech whoever makes it, so a shard that Ray tries again after a death is neither lost nor doubled.
+What is there is known from the output, as without Ray: a driver that was killed is started again. Ray's own checkpoints
+are not used.
 
 Needs ``bark-jax[ray]``. jax is imported in the workers' processes only.
 """
@@ -13,23 +13,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from bark_jax.speech import BarkWarning
 from bark_jax.synthesis.job import Job, JobError
+from bark_jax.synthesis.source import absolute
 
 
 def run(
     inputs: Sequence[str | Path],
     output: str,
     job: Job,
-    missing: Sequence[int],
+    missing: dict[int, str],
     *,
     device: str | None,
     make: Callable[..., Any],
+    before: str | None = None,
     actors: int | tuple[int, int] = 1,
     num_cpus: float = 1,
     num_gpus: float = 0,
@@ -38,6 +42,8 @@ def run(
     """Make the missing parts, and give number and note of each when it is there.
 
     Args:
+      missing: numbers of shards, and the digests of their rows.
+      before: digest of the weights that the other parts were made with.
       actors: how many workers, or the least and the most: one for each GPU, or for each TPU host.
       num_cpus: of an actor.
       num_gpus: of an actor.
@@ -61,43 +67,80 @@ def run(
         needs["num_gpus"] = num_gpus
     if resources:
         needs["resources"] = resources
+    there = ray.cluster_resources()
+    for name, amount in (("CPU", num_cpus), ("GPU", num_gpus), *(resources or {}).items()):
+        if amount > there.get(name, 0):
+            text = f"the cluster has {there.get(name, 0):g} {name} now, and a worker needs {amount:g}: waiting for more"
+            warnings.warn(text, BarkWarning, stacklevel=2)
     # Blocks that are there already: read tasks would wait for CPUs that the actors have taken.
-    shards = ray.data.from_arrow([pa.table({"number": [number]}) for number in missing])
+    shards = ray.data.from_arrow([pa.table({"number": [n], "digest": [digest]}) for n, digest in missing.items()])
     notes = shards.map_batches(
         _Actor,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=min(least, len(missing)), max_size=min(most, len(missing))),
         fn_constructor_kwargs={
-            "inputs": [str(one) for one in inputs],
-            "output": output,
+            "inputs": [absolute(one) for one in inputs],
+            "output": absolute(output),
             "job": job,
             "device": device,
             "make": make,
+            "before": before,
         },
         **needs,
     )
     try:
         for row in notes.iter_rows():
             yield int(row["number"]), json.loads(row["note"])
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, ValueError | OSError) else error from None
+    except ray.exceptions.RayError as error:
+        raise _of_ours(error) from None
+
+
+def _of_ours(error: BaseException) -> BaseException:
+    """What a worker has raised, out of what Ray has wrapped it in; else what has become of the cluster, in a line."""
+    import ray
+
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, ValueError | OSError) and not isinstance(inner, ray.exceptions.RayError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return error
+    first = str(error).strip().partition("\n")[0]
+    return ConnectionError(f"Ray: {type(error).__name__}: {first[:300]} (what was made stays: run the same again)")
 
 
 class _Actor:
     """A guarded worker, and where its shards come from and go to."""
 
-    def __init__(self, inputs: list[str], output: str, job: Job, device: str | None, make: Callable[..., Any]):
+    def __init__(
+        self,
+        inputs: list[str],
+        output: str,
+        job: Job,
+        device: str | None,
+        make: Callable[..., Any],
+        before: str | None,
+    ):
         from bark_jax.synthesis.local import Output
         from bark_jax.synthesis.source import Source
         from bark_jax.synthesis.worker import Guarded
 
         self._source, self._target = Source(inputs, job, checked=False), Output(output, job)
         self._stack = contextlib.ExitStack()
-        self._worker = self._stack.enter_context(Guarded(job, device=device, make=make))
+        self._failed: Exception | None = None
+        try:
+            self._worker = self._stack.enter_context(Guarded(job, device=device, make=make))
+            self._target.same_model(self._worker.about["model"], before)
+        except (ValueError, OSError) as error:
+            self._failed = error  # raised with the first shard: of an actor that does not start, Ray keeps but a text
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         notes = []
-        for number in map(int, batch["number"]):
+        if self._failed is not None:
+            raise self._failed
+        for number, digest in zip(map(int, batch["number"]), map(str, batch["digest"]), strict=True):
             rows = self._source.shard(number)
+            self._target.unchanged(number, rows, digest)
             notes.append(json.dumps(self._target.keep(number, rows, self._worker(rows))))
         return {"number": batch["number"], "note": notes}

@@ -26,6 +26,11 @@ ENDINGS = (".parquet", ".jsonl", ".ndjson", ".txt")
 _AT_ONCE = 4096
 
 
+def absolute(uri: str | Path) -> str:
+    """An address as it is, a path from the root on: other processes have other working directories."""
+    return str(uri) if "://" in str(uri) else str(Path(uri).expanduser().absolute())
+
+
 def store(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     """The file system of a path or an address, and the path in it.
 
@@ -34,7 +39,7 @@ def store(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     """
     text = str(uri)
     if "://" not in text:
-        return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+        return pafs.LocalFileSystem(), absolute(text)
     try:
         return pafs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -53,7 +58,7 @@ class Source:
 
     Args:
       inputs: files, or folders of them; Parquet, ``.jsonl`` (an object in each line), or ``.txt`` (a text in each line,
-        whose id is FILE:LINE).
+        whose id is FILE:LINE; of a folder's file, FILE is its path in there).
       job: for the names of the columns, and the rows of a shard.
       checked: read all of it, to know that every id is there once. 8 bytes a row are kept for that. A worker that is
         given numbers of shards needs none of it.
@@ -66,14 +71,16 @@ class Source:
 
     def __init__(self, inputs: Sequence[str | Path], job: Job, *, checked: bool = True):
         self.job = job
-        self.files = [file for uri in inputs for file in _files(uri)]
+        found = [file for uri in inputs for file in _files(uri)]
+        self.files = [(files, path) for files, path, _ in found]
+        self._names = {path: name for _, path, name in found}
         if not self.files:
             raise JobError(f"there is no input: its endings are {', '.join(ENDINGS)}")
         self.n_rows = 0
         self.digest = ""
         """Of all ids, texts and voices, in order."""
-        self.ids: list[str] = []
-        """Of every shard, a digest of its ids."""
+        self.shard_digests: list[str] = []
+        """Of every shard, `rows_digest`."""
         if checked:
             self._check()
 
@@ -81,11 +88,9 @@ class Source:
         whole, hashes = hashlib.sha256(), array("Q")
         for rows in _together(self, self.job.shard_rows):
             for row in rows:
-                raw = hashlib.sha256(_bytes(row.id)).digest()
-                hashes.append(int.from_bytes(raw[:8], "little"))
-                whole.update(raw)
-                whole.update(hashlib.sha256(_bytes(f"{row.text}\0{row.voice}")).digest())
-            self.ids.append(ids_digest(row.id for row in rows))
+                hashes.append(int.from_bytes(hashlib.sha256(_bytes(row.id)).digest()[:8], "little"))
+                whole.update(_digest(row))
+            self.shard_digests.append(rows_digest(rows))
         self.n_rows, self.digest = len(hashes), whole.hexdigest()
         if not self.n_rows:
             raise JobError(f"there are no rows in {', '.join(path for _, path in self.files)[:200]}")
@@ -105,7 +110,7 @@ class Source:
 
     @property
     def n_shards(self) -> int:
-        return len(self.ids)
+        return len(self.shard_digests)
 
     def __iter__(self) -> Iterator[Row]:
         for _, _, row in self._numbered():
@@ -136,7 +141,7 @@ class Source:
 
     def _file(self, files: pafs.FileSystem, path: str, start: int) -> Iterator[tuple[str, int, Row]]:
         """File, number and row, from row `start` on."""
-        name = path.rsplit("/", 1)[-1]
+        name = self._names[path]
         try:
             if path.endswith(".parquet"):
                 rows = enumerate(self._parquet(files, path, start), start)
@@ -190,7 +195,7 @@ class Source:
             yield self._row(tree, path)
 
     def _text(self, files: pafs.FileSystem, path: str) -> Iterator[Row]:
-        name = path.rsplit("/", 1)[-1]
+        name = self._names[path]
         for number, line in enumerate(_lines(files, path), 1):
             if line.strip():
                 yield Row(f"{name}:{number}", line.rstrip("\r\n"), None)
@@ -202,7 +207,8 @@ class Source:
         return Row(str(id_), tree[self.job.text_column], tree.get(self.job.voice_column))
 
 
-def _files(uri: str | Path) -> list[tuple[pafs.FileSystem, str]]:
+def _files(uri: str | Path) -> list[tuple[pafs.FileSystem, str, str]]:
+    """Store, path, and name: what of the path is below the folder that was given."""
     files, path = store(uri)
     info = files.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
@@ -213,10 +219,10 @@ def _files(uri: str | Path) -> list[tuple[pafs.FileSystem, str]]:
         names = [name for name in names if not any(p.startswith(".") for p in name[len(path) :].split("/"))]
         if not names:
             raise JobError(f"{uri} has no files of texts: their endings are {', '.join(ENDINGS)}")
-        return [(files, name) for name in names]
+        return [(files, name, name[len(path) :].lstrip("/")) for name in names]
     if not path.endswith(ENDINGS):
         raise JobError(f"{uri} is of an unknown kind: the endings are {', '.join(ENDINGS)}")
-    return [(files, path)]
+    return [(files, path, path.rsplit("/", 1)[-1])]
 
 
 def _lines(files: pafs.FileSystem, path: str) -> Iterator[str]:
@@ -246,9 +252,14 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def ids_digest(ids: Iterable[str]) -> str:
-    """SHA-256 of ids in order."""
+def rows_digest(rows: Iterable[Row]) -> str:
+    """SHA-256 of rows in order."""
     digest = hashlib.sha256()
-    for id_ in ids:
-        digest.update(hashlib.sha256(_bytes(id_)).digest())
+    for row in rows:
+        digest.update(_digest(row))
     return digest.hexdigest()
+
+
+def _digest(row: Row) -> bytes:
+    """Of id, text and voice, and of what type they are."""
+    return hashlib.sha256(json.dumps(row, default=repr).encode()).digest()

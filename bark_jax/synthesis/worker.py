@@ -38,7 +38,7 @@ class SynthesisWorker:
       warm: compile what speaking needs before the first rows come.
 
     Raises:
-      What `bark_jax.load` raises.
+      What `bark_jax.load` raises, and `Bark.check` of the job's voice and sampling.
     """
 
     def __init__(self, job: Job, *, device: str | None = None, warm: bool = True):
@@ -48,8 +48,10 @@ class SynthesisWorker:
         self.bark = bark_jax.load(job.model, revision=job.revision, dtype=job.dtype, device=device, rows=job.rows)
         self.revision = self.bark.digest()
         self.rate = self.bark.config.codec.sample_rate
+        # What is wrong with all rows is said before the first.
+        self.bark.check("Hello.", voice=job.voice, sampling=job.sampling, split=job.split)
         if warm:
-            self.bark.warmup(filtered=job.sampling.filters)
+            self.bark.warmup(rows=len(self.bark.devices), filtered=job.sampling.filters)
 
     def __call__(self, rows: Sequence[Row], beat: Callable[[], None] | None = None) -> list[dict[str, Any]]:
         """Speak rows, in their order, as rows of `job.SCHEMA`.
@@ -151,7 +153,8 @@ def described(job: Job, row: Row) -> dict[str, Any]:
 
 def error_row(job: Job, row: Row, about: dict[str, Any], error: str) -> dict[str, Any]:
     """A row that could not be spoken; `about`: model and sample rate."""
-    return {**described(job, row), **about, "n_samples": 0, "duration_s": 0.0, "error": _printable(error)}
+    empty = {"n_samples": 0, "duration_s": 0.0, "ended": None, "real_time_factor": None, "audio": None}
+    return {**described(job, row), **about, **empty, "error": _printable(error)}
 
 
 def encoded(audio: np.ndarray, rate: int, kind: str) -> bytes:
@@ -171,8 +174,8 @@ def _printable(text: str) -> str:
 class Guarded:
     """A worker in a process of its own.
 
-    Rows that make it crash, or keep it silent for `Job.deadline_s`, become error rows; the others are spoken by a new
-    process. Such a row is found by halving the rows, so it costs some deadlines.
+    Rows that make it crash, or keep it silent for `Job.deadline_s`, twice become error rows; the others are spoken by a
+    new process. Such a row is found by halving the rows, so it costs some deadlines.
 
     Args:
       job: what is asked for.
@@ -194,8 +197,8 @@ class Guarded:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def __call__(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """As `SynthesisWorker`."""
+    def __call__(self, rows: Sequence[Row], *, again: bool = False) -> list[dict[str, Any]]:
+        """As `SynthesisWorker`; `again`: they were among rows that failed."""
         if not rows:
             return []
         if self._process is None:
@@ -212,10 +215,10 @@ class Guarded:
         except (EOFError, OSError):
             fault = f"WorkerError: the worker ended with code {self._exit_code()}"
         self._stop()
-        if len(rows) == 1:
-            return [error_row(self.job, rows[0], self.about, fault)]
+        if len(rows) == 1:  # whom somebody else may have killed the first time
+            return [error_row(self.job, rows[0], self.about, fault)] if again else self(rows, again=True)
         half = len(rows) // 2
-        return self(rows[:half]) + self(rows[half:])
+        return self(rows[:half], again=True) + self(rows[half:], again=True)
 
     def _start(self) -> None:
         # Not multiprocessing's: it runs the caller's script again in the child, unless that is written for it.
@@ -223,7 +226,11 @@ class Guarded:
         code = f"from bark_jax.synthesis.worker import serve; serve({theirs.fileno()}, {os.getpid()})"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+            # -P: a file of the working directory, such as a tokenizers.py, is no module of ours.
+            [sys.executable, "-P", "-c", code],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
         )
         theirs.close()
         with contextlib.suppress(OSError):
@@ -237,7 +244,7 @@ class Guarded:
             self._stop()
             if isinstance(error, TimeoutError):
                 raise
-            raise RuntimeError(f"the worker ended with code {code} while it started") from None
+            raise ChildProcessError(f"the worker ended with code {code} while it started") from None
         if kind == "failed":
             self._stop()
             raise what
