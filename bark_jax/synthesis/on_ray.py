@@ -90,24 +90,20 @@ def run(
     )
     try:
         for row in notes.iter_rows():
-            yield int(row["number"]), json.loads(row["note"])
+            note = json.loads(row["note"])
+            if "failed" in note:
+                if not note["os"]:
+                    raise JobError(note["failed"])
+                failure = OSError(note["failed"])
+                failure.errno = note["errno"]
+                raise failure
+            yield int(row["number"]), note
+    except ray.exceptions.RayTaskError:
+        raise
     except ray.exceptions.RayError as error:
-        raise _of_ours(error) from None
-
-
-def _of_ours(error: BaseException) -> BaseException:
-    """What a worker has raised, out of what Ray has wrapped it in; else what has become of the cluster, in a line."""
-    import ray
-
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, ValueError | OSError) and not isinstance(inner, ray.exceptions.RayError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return error
-    first = str(error).strip().partition("\n")[0]
-    return ConnectionError(f"Ray: {type(error).__name__}: {first[:300]} (what was made stays: run the same again)")
+        first = str(error).strip().partition("\n")[0][:300]
+        text = f"Ray: {type(error).__name__}: {first} (what was made stays: run the same again)"
+        raise ConnectionError(text) from None
 
 
 class _Actor:
@@ -128,19 +124,27 @@ class _Actor:
 
         self._source, self._target = Source(inputs, job, checked=False), Output(output, job)
         self._stack = contextlib.ExitStack()
-        self._failed: Exception | None = None
+        self._failed: ValueError | OSError | None = None
         try:
             self._worker = self._stack.enter_context(Guarded(job, device=device, make=make))
             self._target.same_model(self._worker.about["model"], before)
         except (ValueError, OSError) as error:
-            self._failed = error  # raised with the first shard: of an actor that does not start, Ray keeps but a text
+            self._failed = error  # told with the first shard
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         notes = []
+        for number, digest in zip(map(int, batch["number"]), map(str, batch["digest"]), strict=True):
+            try:
+                note = self._note(number, digest)
+            except (ValueError, OSError) as error:  # as a note: Ray would try again, and give a traceback for an error
+                note = {"failed": str(error), "os": isinstance(error, OSError), "errno": getattr(error, "errno", None)}
+            notes.append(json.dumps(note))
+        return {"number": batch["number"], "note": notes}
+
+    def _note(self, number: int, digest: str) -> dict[str, Any]:
+        """Make a part. Raises what is wrong with more than a row."""
         if self._failed is not None:
             raise self._failed
-        for number, digest in zip(map(int, batch["number"]), map(str, batch["digest"]), strict=True):
-            rows = self._source.shard(number)
-            self._target.unchanged(number, rows, digest)
-            notes.append(json.dumps(self._target.keep(number, rows, self._worker(rows))))
-        return {"number": batch["number"], "note": notes}
+        rows = self._source.shard(number)
+        self._target.unchanged(number, rows, digest)
+        return self._target.keep(number, rows, self._worker(rows))
