@@ -390,17 +390,21 @@ def synthesize(input: tuple[str, ...], out: str, kind: str, deadline: float, **g
             "resources": {"TPU": tpus} if tpus is not None else None,
         }
         cluster = {name: value for name, value in cluster.items() if value is not None}
-        found = synthesize_dataset(
-            list(input),
-            out,
-            job,
-            engine=given["engine"],
-            device=given["device"],
-            progress=None if given["quiet"] else _note,
-            retry_errors=given["retry_errors"],
-            verify=given["verify"],
-            **cluster,
-        )
+        try:
+            found = synthesize_dataset(
+                list(input),
+                out,
+                job,
+                engine=given["engine"],
+                device=given["device"],
+                progress=None if given["quiet"] else _note,
+                retry_errors=given["retry_errors"],
+                verify=given["verify"],
+                **cluster,
+            )
+        except KeyboardInterrupt:
+            _note("stopped: what was made stays, the same command goes on")
+            raise
         _note(found.line())
         click.echo(json.dumps(dataclasses.asdict(found)))
         if found.errors == found.rows:

@@ -244,6 +244,28 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     kill_and_rerun(tmp_path, [0.5])
 
 
+def test_ctrl_c_is_said_once_and_leaves_no_process(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "in.parquet", numbered(40)), tmp_path / "out"
+    (tmp_path / "driver.py").write_text(DRIVER)
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "driver.py"), str(file), str(out)],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 60
+    while not list((out / "parts").glob("*.json")) and time.monotonic() < end:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")
+    assert children and not any(Path(f"/proc/{child}").exists() for child in children)
+    assert not (out / "_SUCCESS").exists() and list((out / "parts").glob("*.json"))
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_ten_moments_goes_on(tmp_path: Path) -> None:
     kill_and_rerun(tmp_path, np.random.default_rng(0).uniform(0, 1.5, 10).tolist())

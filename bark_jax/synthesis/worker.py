@@ -231,6 +231,7 @@ class Guarded:
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends the child
         )
         theirs.close()
         with contextlib.suppress(OSError):
