@@ -12,6 +12,12 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes apart there
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -77,26 +83,22 @@ def absent(path: Path, *, or_empty: bool = False) -> None:
         raise FileExistsError(errno.EEXIST, "is there already: choose another name, or remove it", str(path))
 
 
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock on a file, which is made; nothing where the system or the file's disk has no locks.
+def lock(path: Path, taken: Exception) -> IO[str]:
+    """Make a file and lock it until what is given is closed; nothing more where the system or the disk has no locks.
 
     Raises:
-      BlockingIOError: another process holds it.
+      taken: another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with path.open("w") as file:
+    file = path.open("w")
+    if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise
-        except OSError:
+            file.close()
+            raise taken from None
+        except OSError:  # a file system without locks
             pass
-        yield
+    return file
 
 
 def start_of_name(path: Path) -> str:

@@ -8,23 +8,22 @@ they are spoken. Memory does not grow with the text's length: samples go to the 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 
 from bark_jax import audio, speech
 from bark_jax.bark import Bark
-from bark_jax.files import alone, replacing, start_of_name
+from bark_jax.files import lock, replacing, start_of_name
 from bark_jax.progress import Progress, reporter
 from bark_jax.progress import check as check_progress
 from bark_jax.requests import Script
@@ -155,16 +154,11 @@ def _speak(
                     _keep(folder, event, {**state, "table": table.stat().st_size})
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make the folder, and refuse a second process at the same output."""
+def _alone(folder: Path) -> IO[str]:
+    """Make the folder, and refuse a second process at the same output, until what is given is closed."""
     folder.mkdir(exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(alone(folder / LOCK))
-        except BlockingIOError:
-            raise ReadingError(f"{folder} is being written by another process: wait for it, or stop it") from None
-        yield
+    taken = ReadingError(f"{folder} is being written by another process: wait for it, or stop it")
+    return lock(folder / LOCK, taken)
 
 
 def _settings(bark: Bark, script: Script) -> dict[str, Any]:

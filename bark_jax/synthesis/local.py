@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from bark_jax.files import alone
+from bark_jax.files import lock
 from bark_jax.splitting import predicted_duration
 from bark_jax.synthesis.job import SCHEMA, Job, JobError, Row
 from bark_jax.synthesis.source import Source, absolute, rows_digest, store
@@ -143,17 +143,13 @@ class Output:
             f"{self.uri} holds a run with other settings; name a new folder, or put back {'; '.join(changed)}"
         )
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
         """Refuse a second process at a folder of this machine; stores have no locks."""
-        with contextlib.ExitStack() as stack:
-            if isinstance(self.files, pafs.LocalFileSystem):
-                Path(self.root).mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(alone(Path(self.root) / LOCK))
-                except BlockingIOError:
-                    raise JobError(f"{self.uri} is being written by another process: wait for it, or stop it") from None
-            yield
+        if not isinstance(self.files, pafs.LocalFileSystem):
+            return contextlib.nullcontext()
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        taken = JobError(f"{self.uri} is being written by another process: wait for it, or stop it")
+        return lock(Path(self.root) / LOCK, taken)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -195,8 +191,8 @@ class Output:
         if rows_digest(rows) != digest:
             raise JobError(f"the input has changed since the run began: other rows for {self.part(number)}")
 
-    def keep(self, number: int, rows: Sequence[Row], made: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Write a part, and then its note."""
+    def keep(self, number: int, digest: str, made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Write a part, and then its note; `digest`: `rows_digest` of the rows that it was made of."""
         data = parquet(made) if self.job.format == "parquet" else webdataset(made, self.job.audio)
         note = {
             "file": self.part(number),
@@ -205,7 +201,7 @@ class Output:
             "rows": len(made),
             "errors": sum(row["error"] is not None for row in made),
             "audio_s": sum(row["duration_s"] for row in made),
-            "input_sha256": rows_digest(rows),
+            "input_sha256": digest,
             "model": made[0]["model"],
         }
         self.write(self.part(number), data)
@@ -286,7 +282,7 @@ def synthesize_dataset(
     start = time.perf_counter()
     target = Output(output, job)
     for uri in inputs:
-        if f"{absolute(output)}/".startswith(f"{absolute(uri)}/"):
+        if f"{absolute(output)}/".startswith(f"{absolute(uri).rstrip('/')}/"):
             raise JobError(f"the output {output} is in the input {uri}: name a folder beside it")
     source = Source(inputs, job)
     with target.alone():
@@ -318,8 +314,8 @@ def synthesize_dataset(
                 target.remove(JOB)  # nothing is there that it would be true of
             raise
         # As they are in the folder: a worker that Ray took for dead may have written a part once more.
-        found = {number: target.done(number, digest) for number, digest in missing.items()}
-        ordered = [found.get(n) or notes[n] for n in range(source.n_shards)]
+        notes |= {n: note for n, digest in missing.items() if (note := target.done(n, digest)) is not None}
+        ordered = [notes[n] for n in range(source.n_shards)]
         manifest = target.read(MANIFEST)
         if target.read(SUCCESS) is None or manifest is None or json.loads(manifest).get("parts") != ordered:
             target.finish(source, ordered)
@@ -348,7 +344,7 @@ def _made_here(
         for number, rows in enumerate(source.shards()):
             if number in missing:
                 target.unchanged(number, rows, missing[number])
-                yield number, target.keep(number, rows, worker(rows))
+                yield number, target.keep(number, missing[number], worker(rows))
 
 
 class _Report:

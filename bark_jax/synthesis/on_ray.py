@@ -147,4 +147,4 @@ class _Actor:
             raise self._failed
         rows = self._source.shard(number)
         self._target.unchanged(number, rows, digest)
-        return self._target.keep(number, rows, self._worker(rows))
+        return self._target.keep(number, digest, self._worker(rows))

@@ -36,14 +36,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 
+from bark_jax import files
 from bark_jax.files import replacing
 from bark_jax.train.config import TrainConfig
 from bark_jax.weights import write_file
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two processes apart there
-    fcntl = None  # type: ignore[assignment]
 
 CONFIG, METRICS, PLOT, CHECKPOINTS = "config.toml", "metrics.jsonl", "loss.png", "checkpoints"
 _LOCK, _DELETED = ".lock", "deleted"
@@ -356,16 +352,8 @@ def lock(folder: Path, work: str = "training") -> Any:
     Raises:
       RunError: another process is in it.
     """
-    file = (folder / _LOCK).open("w")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise RunError(f"another process is {work} in {folder}: name another folder") from None
-        except OSError:  # a file system without locks
-            pass
-    return file
+    taken = RunError(f"another process is {work} in {folder}: name another folder")
+    return files.lock(folder / _LOCK, taken)
 
 
 def remove_parts(folder: Path) -> None:
