@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -57,8 +58,8 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    files = sorted((out / "parts").glob("*.parquet"))
-    return [row for file in files for row in pq.read_table(file).to_pylist()]
+    """The rows, as the README reads them."""
+    return pq.read_table(sorted(glob.glob(f"{out}/parts/*.parquet"))).to_pylist()
 
 
 def checked(out: Path) -> dict[str, Any]:
