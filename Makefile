@@ -29,7 +29,7 @@ export SAY_TEXT := $(value TEXT)
 export SAY_VOICE := $(value VOICE)
 export SAY_OUT := $(value OUT)
 
-.PHONY: help venv dev say test test-slow test-distributed test-devices test-ray lint fmt bench bench-gpu bench-train clean distclean
+.PHONY: help venv dev say test test-slow test-distributed test-devices test-corpora test-ray lint fmt bench bench-gpu bench-train clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -86,11 +86,16 @@ test: $(VENV)/.dev ## every test but the slow ones; make test ARGS="-k codec -x"
 test-slow: $(VENV)/.dev ## the slow tests: parity at Suno's small size, runs killed ten times, training on real voices
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-distributed: $(VENV)/.ray ## several devices, processes and Ray nodes, kills among them: two sessions side by side
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-devices test-ray
+# Most of it compiles, once a device, or waits for kills and deadlines.
+test-distributed: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+test-distributed: $(VENV)/.ray ## several devices, processes and Ray nodes, kills among them: three sessions side by side
+	@$(MAKE) --no-print-directory -j3 --output-sync=target test-devices test-corpora test-ray
 
 test-devices: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_parallel.py tests/test_synthesis.py $(ARGS)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_parallel.py $(ARGS)
+
+test-corpora: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_synthesis.py $(ARGS)
 
 test-ray: $(VENV)/.ray
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_synthesis_ray.py $(ARGS)

@@ -93,11 +93,13 @@ class Toy:
             if self.job.model == "slow":
                 time.sleep(self.pause_s)
             beat()
+        about = {"model": self.revision, "sample_rate": self.rate}
         return [
-            {
+            worker.error_row(self.job, row, about, "it is bad")
+            if row.id.startswith("bad")
+            else {
                 **worker.described(self.job, row),
-                "model": self.revision,
-                "sample_rate": self.rate,
+                **about,
                 "n_samples": 1,
                 "duration_s": 1 / self.rate,
                 "audio": hashlib.sha256(f"{row.id} {row.text}".encode()).digest(),
