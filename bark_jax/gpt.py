@@ -150,13 +150,24 @@ def _one(block: Any, causal: bool, dropout: Dropout | None, start: int, x: jax.A
     return block.whole(x, causal=causal, dropout=dropout, start=start)[0]
 
 
-def _run(blocks: Any, x: jax.Array, *, causal: bool, dropout: Dropout | None, remat: str, start: int = 0) -> jax.Array:
+def _run(
+    blocks: Any,
+    x: jax.Array,
+    *,
+    causal: bool,
+    dropout: Dropout | None,
+    remat: str,
+    start: int = 0,
+    inputs: list[jax.Array] | None = None,
+) -> jax.Array:
     """All blocks on x (B, T, D), positions added → positions `start` on; `remat` is one of `REMAT`."""
     if dropout is not None:
         x = dropout.at(len(blocks))(x)
     for i, block in enumerate(blocks):
         last = i == len(blocks) - 1  # what is asked of it alone decides what it computes
         one = partial(_one, block, causal, _at(dropout, i), start if last else 0)
+        if inputs is not None:
+            inputs.append(x)
         with jax.named_scope(f"block_{i}"):
             x = jax.checkpoint(one)(x) if remat == "block" else one(x)  # type: ignore[arg-type]
     return x
@@ -178,6 +189,16 @@ class Attention(nnx.Module):
         y = attend(qkv, self.n_head, causal)[:, start:]
         _, k, v = (heads(part, self.n_head) for part in thirds(qkv))
         return self.c_proj(y, _at(dropout, 1)), k, v
+
+    def looks(self, x: jax.Array, n: int, start: int) -> jax.Array:
+        """Logarithms of the first n heads' weights, positions `start` on: x (B, T, D) → (B, n, T - start, T)."""
+        length, size = x.shape[1], x.shape[2] // self.n_head
+        q, k, _ = thirds(self.c_attn(x))
+        q, k = q[:, start:, : n * size] * size**-0.5, k[:, :, : n * size]
+        q, k = (part.reshape(*part.shape[:2], n, size).transpose(0, 2, 1, 3) for part in (q, k))
+        scores = dot(q, k, (((3,), (3,)), ((0, 1), (0, 1))))
+        seen = jnp.arange(length) <= jnp.arange(start, length)[:, None]
+        return jax.nn.log_softmax(jnp.where(seen, scores, MASKED))
 
     def step(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, slot: jax.Array, bias: jax.Array
@@ -222,6 +243,9 @@ class Block(nnx.Module):
         y = self.mlp(self.ln_2(x), dropout)
         return x + (y if dropout is None else dropout.at(5)(y)), k, v
 
+    def looks(self, x: jax.Array, n: int, start: int) -> jax.Array:
+        return self.attn.looks(self.ln_1(x), n, start)
+
     def step(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, slot: jax.Array, bias: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -248,13 +272,34 @@ class CausalGPT(nnx.Module):
         """Token embeddings, positions not yet added: ids (...) int32 → (..., D)."""
         return self.wte(ids)
 
-    def hidden(self, x: jax.Array, *, start: int = 0, dropout: Dropout | None = None, remat: str = "none") -> jax.Array:
+    def hidden(
+        self,
+        x: jax.Array,
+        *,
+        start: int = 0,
+        dropout: Dropout | None = None,
+        remat: str = "none",
+        inputs: list[jax.Array] | None = None,
+    ) -> jax.Array:
         """Every position at once: embeddings x (B, T, D) at positions 0 .. T-1 → normalised states (B, T - start, D).
 
         Only positions `start` on are returned, and what the last block would do for the others alone is not computed.
+        What goes into each block, (B, T, D), is appended to `inputs`, for `looks`.
         """
         x = x + self.wpe(jnp.arange(x.shape[1]))
-        return self.ln_f(_run(self.blocks, x, causal=True, dropout=dropout, remat=remat, start=start))
+        return self.ln_f(_run(self.blocks, x, causal=True, dropout=dropout, remat=remat, start=start, inputs=inputs))
+
+    def looks(self, i: int, x: jax.Array, heads: int, start: int) -> jax.Array:
+        """Where the first heads of block `i` look.
+
+        Args:
+          x: (B, T, D), what goes into the block, see `hidden`.
+          start: the first position that is asked about.
+
+        Returns:
+          (B, heads, T - start, T): logarithms of the attention weights.
+        """
+        return self.blocks[i].looks(x, heads, start)
 
     def logits(self, x: jax.Array, start: int = 0, end: int | None = None) -> jax.Array:
         """Head rows start .. end-1 on normalised states (..., D) → (..., end - start)."""

@@ -89,11 +89,11 @@ def batch(model: Any, stage: str, rows: int, length: int, seed: int = 0) -> Any:
     if not before < length <= part.network.block_size:
         raise ValueError(f"length is {length}: for stage {stage} it must be {before + 1} to {part.network.block_size}")
     rng = np.random.default_rng(seed)
-    codebook, numbers = np.zeros(rows, np.int32), np.arange(rows, dtype=np.int32)
+    codebook, numbers, places = np.zeros(rows, np.int32), np.arange(rows, dtype=np.int32), np.zeros((rows, 0), np.int32)
     if stage == "fine":
         codes = rng.integers(0, part.codebook_size, (rows, length, part.n_codebooks), dtype=np.int32)
         asked = (model.coarse.n_codebooks + part.n_codebooks) // 2
-        return Batch(codes, codes[..., asked].copy(), codebook + np.int32(asked), numbers)
+        return Batch(codes, codes[..., asked].copy(), codebook + np.int32(asked), numbers, places)
     n = length - before
     targets = np.full((rows, length), IGNORE, np.int32)
     fed = np.full((rows, n), part.infer_token, np.int32)
@@ -111,7 +111,7 @@ def batch(model: Any, stage: str, rows: int, length: int, seed: int = 0) -> Any:
         place = inputs
     fed[:, 1:] = targets[:, before:-1]
     place[:, before:] = fed
-    return Batch(inputs, targets, codebook, numbers)
+    return Batch(inputs, targets, codebook, numbers, places)
 
 
 def padded(model: Any, stage: str, made: Any) -> Any:

@@ -205,12 +205,26 @@ def test_coarse_noise_shows_other_codes_and_asks_the_true_ones() -> None:
         np.testing.assert_array_equal(examples.astray(r.fine[:2], share, np.random.default_rng(0)), r.fine[:2])
 
 
-def test_coarse_noise_is_drawn_anew_for_every_example() -> None:
+def test_text_noise_shows_other_ids_and_asks_the_true_ones() -> None:
+    stage, r, h = CONFIG.semantic, row(150, 7), row(60, 1)
+    for n in (150, stage.max_tokens):  # with an end of speech, and without room for it
+        r = row(n, 7)
+        plain = examples.example("text", CONFIG, r, h, np.random.default_rng(0))
+        noisy = examples.example("text", CONFIG, r, h, np.random.default_rng(0), examples.Options(text_noise=0.3))
+        np.testing.assert_array_equal(noisy.targets, plain.targets)
+        prompt = slice(stage.text_length + 1)
+        np.testing.assert_array_equal(noisy.inputs[:, prompt], plain.inputs[:, prompt])
+        wrong = noisy.inputs[0, stage.text_length + 1 :] != plain.inputs[0, stage.text_length + 1 :]
+        assert 0.1 < wrong.mean() <= 0.3 and set(noisy.inputs[0, stage.text_length + 1 :]) <= set(r.semantic)
+
+
+@pytest.mark.parametrize("stage", ["text", "coarse"])
+def test_noise_is_drawn_anew_for_every_example(stage: str) -> None:
     r = row(4, 7)  # one window: nothing else is drawn
 
     def inputs(seed: int, noise: float) -> bytes:
-        options = examples.Options(coarse_noise=noise)
-        return examples.example("coarse", CONFIG, r, None, np.random.default_rng(seed), options).inputs.tobytes()
+        options = examples.Options(**{f"{stage}_noise": noise})  # type: ignore[arg-type]
+        return examples.example(stage, CONFIG, r, None, np.random.default_rng(seed), options).inputs.tobytes()
 
     assert len({inputs(seed, 0.0) for seed in range(8)}) == 1
     assert inputs(0, 0.5) == inputs(0, 0.5)

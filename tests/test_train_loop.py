@@ -401,7 +401,11 @@ def test_the_compiled_step_copies_no_weights(make: Any, place: Path) -> None:
     made = weights.names(weights.build(model, "coarse"))
     trainer = loop.Trainer(make(batch=1), model, {name: np.asarray(leaf) for name, leaf in made.items()})
     batch = Batch(
-        np.zeros((1, 72), np.int32), np.full((1, 72), 205, np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)
+        np.zeros((1, 72), np.int32),
+        np.full((1, 72), 205, np.int32),
+        np.zeros(1, np.int32),
+        np.zeros(1, np.int32),
+        np.zeros((1, 0), np.int32),
     )
     params, _ = trainer.abstract()
     size = sum(leaf.size * 4 for leaf in params.values())
@@ -561,6 +565,25 @@ def test_interrupted_run_saves_and_goes_on(make: Any, tmp_path: Path, monkeypatc
     loop.train(config, progress=False)
     assert_same_run(folder, tmp_path / "whole")
     assert (folder / "loss.png").read_bytes() != picture  # drawn again, with all lines
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_text_stage_that_is_shown_its_place(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns where to look, and goes on as if it had never been stopped."""
+    config = make(stage="text", steps=40, alignment=1.0, text_noise=0.2, bare=0.1, guidance=2.0, rehearsal_share=0.0)
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    loop.train(whole, progress=False)
+    lost = [line["alignment"] for line in logged(tmp_path / "whole") if "loss" in line]
+    assert len(lost) == 40 and np.mean(lost[-5:]) < np.mean(lost[:5]) - 0.5
+    with monkeypatch.context() as patch:
+        signal_at(patch, 9, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, progress=False)
+    loop.train(config, progress=False)
+    assert_same_run(Path(config.out), tmp_path / "whole", "semantic.safetensors")
+    plain = dataclasses.replace(config, alignment=0.0, out=str(tmp_path / "plain"), steps=2)
+    loop.train(plain, progress=False)
+    assert not any("alignment" in line for line in logged(tmp_path / "plain"))
 
 
 @pytest.mark.usefixtures("interruptible")

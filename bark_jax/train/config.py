@@ -52,6 +52,10 @@ number of `steps`, and either `model` or `config`. Everything else has a default
                                                             (60 tokens) that is drawn from it; some ten times slower
     coarse_history             full, random       full      stage coarse: most earlier tokens of a prompt. "random" is
                                                             for a model that will be run with less than 630, too
+    text_noise                 0 .. < 1           0.0       stage text: share of a clip's semantic tokens that are shown
+                                                            wrongly, in stretches from elsewhere in the clip, so that
+                                                            the model finds its place again after its own mistakes;
+                                                            bark-nano is trained with 0.2
     coarse_noise               0 .. < 1           0.0       stage coarse: share of a clip's frames that the prompt shows
                                                             wrongly, in stretches from elsewhere in the clip, so that
                                                             the model finds its way back after its own mistakes;
@@ -65,6 +69,12 @@ number of `steps`, and either `model` or `config`. Everything else has a default
                                                             strength would draw, what fits the text (the semantic
                                                             tokens) better than it would fit without; needs bare (0.1),
                                                             and a third more work; bark-nano is trained with 2 and 4
+    alignment                  0 .. 10            0.0       stage text: weight of a loss that shows two heads of each
+                                                            block in the middle the id of the text that is being said
+                                                            and the next one; which those are is found out first, from
+                                                            the rows. For training from random weights: small models do
+                                                            not find their place by themselves; a twentieth more work;
+                                                            bark-nano is trained with 0.5
     bucket                     1 ..               128       rows are padded to a multiple of this: few programs compile
     evaluate_every             1 ..               50        steps between evaluations on the validation rows
     patience                   1 ..               never     evaluations without improvement after which to stop
@@ -176,10 +186,12 @@ class TrainConfig:
     codebooks: tuple[int, ...] | None = None
     coarse_loss: str = "all"
     coarse_history: str = "full"
+    text_noise: float = 0.0
     coarse_noise: float = 0.0
     coarse_own: float = 0.0
     bare: float = 0.0
     guidance: float = 1.0
+    alignment: float = 0.0
     bucket: int = 128
     evaluate_every: int = 50
     patience: int | None = None
@@ -222,7 +234,7 @@ class TrainConfig:
             value = getattr(self, name)
             need(name, value is None or value < 2**31, "it must be less than 2**31")
         at_least(0, "weight_decay", "warmup")
-        share("rehearsal_share", "beta1", "beta2", "dropout", "coarse_noise", "coarse_own", "bare")
+        share("rehearsal_share", "beta1", "beta2", "dropout", "text_noise", "coarse_noise", "coarse_own", "bare")
         for name in ("final_learning_rate_ratio", "history_share"):
             need(name, 0 <= getattr(self, name) <= 1, "it must be 0 to 1")
         need("guidance", 1 <= self.guidance <= 10, "it must be 1 to 10")
@@ -231,6 +243,9 @@ class TrainConfig:
             self.guidance == 1 or self.bare > 0,
             "it needs to know what is likely without text or semantic tokens: give bare, 0.1 will do",
         )
+        need("alignment", 0 <= self.alignment <= 10, "it must be 0 to 10")
+        for name in ("alignment", "text_noise"):
+            need(name, self.stage == "text" or getattr(self, name) == 0, "it belongs to stage text")
         rate = self.learning_rate
         need("learning_rate", rate is None or 0 < rate < math.inf, "it must be greater than 0")
         need("clip", self.clip > 0, "it must be greater than 0 (inf does not clip)")

@@ -48,6 +48,7 @@ from bark_jax import text as texts
 from bark_jax.config import BarkConfig
 from bark_jax.hub import STAGES
 from bark_jax.text import TextError
+from bark_jax.train import alignment
 from bark_jax.train.examples import Row
 from bark_jax.voice import Voice
 
@@ -109,6 +110,8 @@ class Corpus:
     """(n,) int64, text ids of each row."""
     text_ids: np.ndarray
     """int32 text ids without padding, row after row."""
+    places: np.ndarray | None = None
+    """How many text ids have begun at each semantic id, row after row; None unless this is `aligned`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,7 +129,18 @@ class Corpus:
             padded[: len(text_ids)] = text_ids
         text = self.texts[i] if self.texts else None
         voice = self.names[self.voices[i]] if self.voices[i] >= 0 else None
-        return Row(self.ids[i], text, padded, voice, semantic, codes.reshape(self.n_codebooks, self.frames[i]))
+        codes = codes.reshape(self.n_codebooks, self.frames[i])
+        places = None
+        if self.places is not None:
+            end = self._flat[0][1][i]
+            places = self.places[end - self.lengths[i] : end].astype(np.int32)
+        return Row(self.ids[i], text, padded, voice, semantic, codes, places)
+
+    def aligned(self) -> Corpus:
+        """The same with `places`, which `alignment.align` finds: some seconds for an hour of speech."""
+        said = np.split(self.semantic, np.cumsum(self.lengths)[:-1])
+        read = np.split(self.text_ids, np.cumsum(self.text_lengths)[:-1])
+        return dataclasses.replace(self, places=np.concatenate(alignment.align(read, said)).astype(np.int16))
 
     @property
     def n_codebooks(self) -> int:

@@ -54,6 +54,12 @@ class Row:
     voice: str | None
     semantic: np.ndarray
     fine: np.ndarray
+    places: np.ndarray | None = None
+    """(n,) int32: how many text ids have begun by then, see `bark_jax.train.alignment.align`; None: not known."""
+
+
+NOWHERE = np.zeros(0, np.int32)
+"""Places of an example whose places are not known."""
 
 
 class Example(NamedTuple):
@@ -66,10 +72,13 @@ class Example(NamedTuple):
     """(T,) int32, the id to predict, or `IGNORE`."""
     codebook: int
     """fine: which codebook the targets are; 0 in the other stages."""
+    places: np.ndarray = NOWHERE
+    """text, where they are known: (T,) int32, text ids that had begun at the semantic id that is fed; else (0,)."""
 
 
 class Batch(NamedTuple):
-    """Examples of one length, stacked: inputs (B, ...), targets (B, T), codebook (B,) and the corpus's row (B,).
+    """Examples of one length, stacked: inputs (B, ...), targets (B, T), codebook (B,), the corpus's row (B,), places
+    (B, T) or (B, 0).
 
     numpy's arrays on the host, JAX's on a device.
     """
@@ -78,6 +87,7 @@ class Batch(NamedTuple):
     targets: Any
     codebook: Any
     rows: Any
+    places: Any
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,8 @@ class Options:
         most 60 of them: exact to the last alignment, and some ten times slower to learn from).
       max_coarse_history: "full" as generation's default, or "random" (from one window to full) for a model that will be
         run with shorter histories too.
-      coarse_noise: share of the clip's frames that a coarse prompt shows wrongly, see `astray`.
+      text_noise: share of the clip's semantic ids that the text stage is shown wrongly, see `astray`.
+      coarse_noise: share of the clip's frames that a coarse prompt shows wrongly, the same way.
       bare: share of the text and coarse prompts that show padding in place of the text or of all semantic ids, see
         `bare`.
       codebooks: of the fine stage, which are trained; None: those that follow the coarse ones, as generation asks.
@@ -97,6 +108,7 @@ class Options:
 
     coarse_targets: str = "all"
     max_coarse_history: str = "full"
+    text_noise: float = 0.0
     coarse_noise: float = 0.0
     bare: float = 0.0
     codebooks: tuple[int, ...] | None = None
@@ -118,7 +130,8 @@ def example(
     """
     past = None if history is None else shorten(config, history, rng)
     if stage == "text":
-        made = text_example(config, row, past)
+        said = astray(row.semantic[None], options.text_noise, rng)[0] if options.text_noise > 0 else None
+        made = text_example(config, row, past, shown=said)
         return bare(stage, config, made) if rng.random() < options.bare else made
     if stage == "coarse":
         stage_config = config.coarse
@@ -156,18 +169,26 @@ def shorten(config: BarkConfig, history: Row, rng: np.random.Generator) -> Row |
     return Row(history.id, None, None, history.voice, history.semantic[n - kept :], codes)
 
 
-def text_example(config: BarkConfig, row: Row, history: Row | None) -> Example:
-    """Text (and history) → the clip's semantic ids and, unless they fill the model's limit, the end of speech."""
+def text_example(config: BarkConfig, row: Row, history: Row | None, *, shown: np.ndarray | None = None) -> Example:
+    """Text (and history) → the clip's semantic ids and, unless they fill the model's limit, the end of speech.
+
+    Args:
+      shown: (n,) ids that are fed in place of the clip's own, as `astray` makes them.
+    """
     stage = config.semantic
     if row.text_ids is None:
         raise ValueError(f"row {row.id} has no text ids: the text stage needs them")
     prompt = semantic.prompt(stage, row.text_ids, None if history is None else history.semantic)
     drawn = np.append(row.semantic, stage.pad_token)[: stage.max_tokens]
-    fed = np.concatenate([[stage.infer_token], drawn[:-1]])
+    shown = row.semantic if shown is None else shown
+    fed = np.concatenate([[stage.infer_token], shown[: len(drawn) - 1]])
     inputs = np.full((2, stage.text_length + len(drawn)), IGNORE, np.int32)
     inputs[:, : stage.text_length] = prompt
     inputs[0, stage.text_length :] = fed
-    return Example(inputs, _after(stage.text_length, drawn), 0)
+    targets = _after(stage.text_length, drawn)
+    if row.places is None:
+        return Example(inputs, targets, 0)
+    return Example(inputs, targets, 0, _after(stage.text_length, np.append(0, row.places)[: len(drawn)]))
 
 
 def coarse_example(
@@ -215,6 +236,7 @@ def astray(codes: np.ndarray, share: float, rng: np.random.Generator) -> np.ndar
     That is what a coarse prompt looks like when generation has lost its way: the right voice, saying something else. A
     network that has only met true prompts goes on with what it hears there (exposure bias; scheduled sampling, Bengio
     et al. 2015, is the usual remedy, and needs a second pass). One that has met these goes back to the semantic tokens.
+    The same is done to semantic ids (1, n), for one that goes back to its text.
     """
     n = codes.shape[1]
     shown = codes.copy()
@@ -232,7 +254,7 @@ def bare(stage: str, config: BarkConfig, made: Example) -> Example:
     shown, pad = told(stage, config)
     inputs = made.inputs.copy()
     inputs[shown] = pad
-    return made._replace(inputs=inputs)
+    return made._replace(inputs=inputs, places=np.full_like(made.places, IGNORE))
 
 
 def told(stage: str, config: BarkConfig) -> tuple[tuple[int | slice, ...], int]:
@@ -313,4 +335,7 @@ def collate(stage: str, config: BarkConfig, examples: Sequence[Example], rows: S
         for i, one in enumerate(examples):
             inputs[i, ..., : one.inputs.shape[-1]] = one.inputs
     codebook = np.array([one.codebook for one in examples], np.int32)
-    return Batch(inputs, targets, codebook, np.array(rows, np.int32))
+    places = np.full((len(examples), length if any(len(one.places) for one in examples) else 0), IGNORE, np.int32)
+    for i, one in enumerate(examples):
+        places[i, : len(one.places)] = one.places
+    return Batch(inputs, targets, codebook, np.array(rows, np.int32), places)

@@ -95,6 +95,8 @@ class Metrics(NamedTuple):
     """() float32, before clipping."""
     nll: jax.Array
     """(B,) float32, each row's sum."""
+    lost: jax.Array
+    """() float32, `loss.lost` per target; 0 without alignment."""
 
 
 class Now(NamedTuple):
@@ -130,17 +132,26 @@ class Recipe:
     adapter_dropout: float = 0.0
     coarse_own: float = 0.0
     guidance: float = 1.0
+    alignment: float = 0.0
 
     def loss(
         self, params: Tensors, frozen: Tensors, batch: Batch, dropout: Dropout | None, key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Per-row sums of the negative log-likelihood, and counts of targets; `key`: of a step, None: it is none."""
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Per-row sums of the negative log-likelihood, counts of targets, and sums of what is `loss.lost` in training.
+
+        Args:
+          key: of a step; None: it is none.
+        """
         tensors = {name: leaf.astype(self.dtype_of(name, leaf.shape)) for name, leaf in {**frozen, **params}.items()}
         network = weights.fill(self.network, tensors)
         if self.coarse_own > 0 and key is not None:
             batch = loss.own_codes(self.model.coarse, network, batch, self.coarse_own, key)
-        how: dict[str, Any] = {"dropout": dropout, "remat": self.remat, "guidance": self.guidance}
-        return loss.nll(self.stage, self.model, network, batch, **how)
+        inputs: list[jax.Array] | None = [] if self.alignment > 0 and key is not None else None
+        how: dict[str, Any] = {"dropout": dropout, "remat": self.remat, "guidance": self.guidance, "inputs": inputs}
+        nll, counts = loss.nll(self.stage, self.model, network, batch, **how)
+        if inputs is None:
+            return nll, counts, jnp.zeros_like(nll)
+        return nll, counts, loss.lost(self.model.semantic, network, batch, inputs)
 
     def dtype_of(self, name: str, shape: tuple[int, ...]) -> Any:
         """What a tensor is computed in: tables and linears in `dtype`, norms, biases and gates in float32."""
@@ -178,12 +189,12 @@ def make_step(recipe: Recipe, optimizer: optax.GradientTransformation) -> Any:
             key = jax.random.fold_in(key, lax.axis_index("data"))
         noisy = recipe.dropout > 0 or recipe.adapter_dropout > 0
 
-        def summed(params: Tensors, part: Batch, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        def summed(params: Tensors, part: Batch, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             noise = Dropout(jax.random.fold_in(key, i), recipe.dropout, recipe.adapter_dropout) if noisy else None
-            nll, counts = recipe.loss(params, frozen, part, noise, jax.random.fold_in(key, i + OWN))
-            return jnp.sum(nll), (nll, counts)
+            nll, counts, lost = recipe.loss(params, frozen, part, noise, jax.random.fold_in(key, i + OWN))
+            return jnp.sum(nll + recipe.alignment * lost), (nll, counts, lost)
 
-        def one(total: Tensors, at: tuple[Batch, jax.Array]) -> tuple[Tensors, tuple[jax.Array, jax.Array]]:
+        def one(total: Tensors, at: tuple[Batch, jax.Array]) -> tuple[Tensors, tuple[jax.Array, ...]]:
             part, out = jax.grad(summed, has_aux=True)(params, *at)
             return jax.tree.map(jnp.add, total, part), out
 
@@ -195,10 +206,10 @@ def make_step(recipe: Recipe, optimizer: optax.GradientTransformation) -> Any:
             grads, out = lax.scan(one, jax.tree.map(jnp.zeros_like, params), (batch, jnp.arange(parts)))
         return recipe.sum(grads), *out
 
-    gradient = recipe.over_devices(gradient, P(), P(), ROWS, P(), out=(P(), ROWS, ROWS))
+    gradient = recipe.over_devices(gradient, P(), P(), ROWS, P(), out=(P(), ROWS, ROWS, ROWS))
 
     def step(params: Tensors, opt_state: Any, frozen: Tensors, batch: Batch, now: Now) -> tuple[Tensors, Any, Metrics]:
-        grads, nll, counts = gradient(params, frozen, batch, jax.random.fold_in(now.key, now.step))
+        grads, nll, counts, lost = gradient(params, frozen, batch, jax.random.fold_in(now.key, now.step))
         tokens = jnp.sum(counts)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in grads.values())) / tokens
         # One factor for mean and clipping: XLA then reads the gradient where it lies. With optax's clipping, whose
@@ -207,7 +218,7 @@ def make_step(recipe: Recipe, optimizer: optax.GradientTransformation) -> Any:
         grads = jax.tree.map(lambda g: g * factor, grads)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = jax.tree.map(lambda p, u: p - now.learning_rate * u, params, updates)
-        return params, opt_state, Metrics(jnp.sum(nll) / tokens, tokens, norm, nll.reshape(-1))
+        return params, opt_state, Metrics(jnp.sum(nll) / tokens, tokens, norm, nll.reshape(-1), jnp.sum(lost) / tokens)
 
     return jax.jit(step, donate_argnums=(0, 1), out_shardings=NamedSharding(recipe.mesh, P()))
 
@@ -216,7 +227,7 @@ def make_evaluate(recipe: Recipe) -> Any:
     """The compiled function (params, frozen, batch) → per-row sums (B,) float32 and counts (B,) int32, no dropout."""
 
     def local(params: Tensors, frozen: Tensors, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return lax.map(lambda part: recipe.loss(params, frozen, part, None), batch)
+        return lax.map(lambda part: recipe.loss(params, frozen, part, None)[:2], batch)
 
     sharded = recipe.over_devices(local, P(), P(), ROWS, out=(ROWS, ROWS))
 
@@ -336,6 +347,7 @@ class Trainer:
             adapter_dropout=0.0 if config.lora is None else config.lora.dropout,
             coarse_own=config.coarse_own,
             guidance=config.guidance,
+            alignment=config.alignment,
         )
         self.optimizer = make_optimizer(config)
         self.compiled_step = make_step(self.recipe, self.optimizer)
@@ -516,6 +528,8 @@ def _prepare(config: TrainConfig, run: Run) -> _Plan:
             "when to stop"
         )
     others = read(config.rehearsal) if config.rehearsal else None
+    if config.alignment > 0:
+        corpus, others = corpus.aligned(), None if others is None else others.aligned()
     options = Options(
         coarse_targets=config.coarse_loss, max_coarse_history=config.coarse_history, codebooks=config.codebooks
     )
@@ -532,7 +546,9 @@ def _prepare(config: TrainConfig, run: Run) -> _Plan:
         seed=config.seed,
         rehearsal=None if others is None else (others, others.split("train")),
         rehearsal_share=0.0 if others is None else config.rehearsal_share,
-        options=dataclasses.replace(options, coarse_noise=config.coarse_noise, bare=config.bare),
+        options=dataclasses.replace(
+            options, text_noise=config.text_noise, coarse_noise=config.coarse_noise, bare=config.bare
+        ),
         **how,
     )
     validation = Validation(model, config.stage, corpus, checked, options=options, **how) if len(checked) else None
@@ -720,6 +736,7 @@ class _Loop:
                 grad_norm=norm,
                 seconds=round(seconds, 6),
                 tokens_per_s=round(n_tokens / seconds, 3),
+                **({"alignment": float(done.metrics.lost)} if self.config.alignment > 0 else {}),
             )
         return now
 
