@@ -18,8 +18,9 @@ import pyarrow.parquet
 from bark_jax import text, weights
 from bark_jax.bark import load
 from bark_jax.train import data
+from bark_jax.train.alignment import Sounds
 from bark_jax.train.config import TrainConfig
-from recipes.bark_nano import corpus, first_weights, gpts, speech
+from recipes.bark_nano import corpus, first_weights, fit, gpts, speech
 
 CONFIG = gpts.config()
 RECIPE = Path(gpts.__file__).parent
@@ -233,6 +234,33 @@ def test_the_kept_networks_fit(network: str) -> None:
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_that_are_not_said_are_found() -> None:
+    rng = np.random.default_rng(0)
+    texts = [rng.permutation(20)[:12] for _ in range(300)]
+    clips = [np.repeat(2 * ids, 4) + rng.integers(0, 2, 48) for ids in texts]
+    sounds = Sounds.learn(texts, clips)
+    whole, skipping, wrong, short = (fit.Fits() for _ in range(4))
+    for ids, clip in zip(texts[:50], clips, strict=False):
+        whole.add(sounds, ids, clip)
+        skipping.add(sounds, ids, np.delete(clip, slice(16, 20)))
+        wrong.add(sounds, ids[::-1], clip)
+        short.add(sounds, ids, clip[:8])
+    assert whole.mean() == (pytest.approx(np.log(0.5), abs=0.05), 0.0)
+    assert skipping.mean()[1] == pytest.approx(1 / 12, abs=0.01) and skipping.mean(slice(4, 5))[1] > 0.9
+    assert wrong.mean()[0] < whole.mean()[0] - 3 and short.mean()[1] == 1.0
+
+
+@with_rows
+def test_the_text_stage_is_judged_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [file, *_] = data.find([gpts.MADE / "rows"])
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    found = fit.evaluate_text(tmp_path, "bark-nano", most=2)
+    assert set(found) == {f"{a}_{b}{c}" for a in ("fit", "unheard") for b in ("short", "long") for c in ("", "_corpus")}
+    assert -8 < found["fit_short"] < -1 and 0 <= found["unheard_short"] < 0.5
+    assert "2 short sentences" in capsys.readouterr().out
 
 
 def test_words_after() -> None:

@@ -14,7 +14,7 @@ import models
 from bark_jax import semantic, text, weights
 from bark_jax.gpt import CausalGPT
 from bark_jax.train import data, examples, loss
-from bark_jax.train.alignment import UNKNOWN, align
+from bark_jax.train.alignment import UNKNOWN, Sounds, align
 from bark_jax.train.examples import IGNORE, Batch, Row
 
 CONFIG = models.config((3, 2, 16))
@@ -66,6 +66,18 @@ def test_clips_too_short_for_their_text_are_not_aligned() -> None:
     found = align([long, short], [np.arange(9), np.arange(9)])
     assert (found[0] >= 0).all() and (found[1] == UNKNOWN).all()
     assert [len(one) for one in align([short], [np.arange(9)])] == [9] and align([], []) == []
+
+
+def test_sounds_are_kept_and_others_are_refused() -> None:
+    texts, said, _ = spoken(400, seed=3)
+    sounds = Sounds.learn(texts[:300], said[:300])
+    found = sounds.places(texts[300:], said[300:])
+    fits = [sounds.likelihoods(*one) for one in zip(texts[300:], said[300:], found, strict=True) if one[2][0] >= 0]
+    assert np.concatenate(fits).mean() == pytest.approx(np.log(1 / 3), abs=0.1)  # each id has three sounds
+    with pytest.raises(ValueError, match="text id 1000 did not occur"):
+        sounds.places([np.array([7, 1000])], said[:1])
+    with pytest.raises(ValueError, match="semantic id 500 did not occur"):
+        sounds.places(texts[:1], [np.array([500])])
 
 
 def test_a_corpus_knows_the_places_of_its_rows(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ numpy only; a pure function of the pairs, so that a run that is gone on with see
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,50 +37,101 @@ class _Clips(NamedTuple):
 
 
 def align(texts: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Align clips.
+    """Find out from clips how their ids are said, and where each of them is: `Sounds.learn`, then `Sounds.places`."""
+    return Sounds.learn(texts, said).places(texts, said) if texts else []
 
-    Args:
-      texts: of every clip, its (n,) text ids, any integers.
-      said: of every clip, its (t,) semantic ids, any integers.
 
-    Returns:
-      Of every clip (t,) int32: how many ids of the text have begun by then. 0: none has; k: the id before number k is
-      being said; n + 1: the last one is over. They never fall. `UNKNOWN` throughout: t is less than n + 2.
+@dataclass(frozen=True, eq=False)
+class Sounds:
+    """How the ids of texts are said. 8 bytes for every pair of a text id and a semantic id that occur, twice as many
+    while it is learnt.
+
+    Attributes:
+      ids, codes: the text ids and the semantic ids that occurred, ascending.
+      emission: (ids + 1, codes), how often each id is said so; the last row is silence's.
+      stay: (ids + 1,), how likely each goes on.
     """
-    ids, codes = _numbered(texts), _numbered(said)
-    places = [np.full(len(part), UNKNOWN, np.int32) for part in said]
-    fit = [i for i in range(len(texts)) if len(said[i]) >= len(texts[i]) + 2]
-    if not fit:
+
+    ids: np.ndarray
+    codes: np.ndarray
+    emission: np.ndarray
+    stay: np.ndarray
+
+    @classmethod
+    def learn(cls, texts: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> Sounds:
+        """Learn from clips.
+
+        Args:
+          texts: of every clip, its (n,) text ids, any integers.
+          said: of every clip, its (t,) semantic ids, any integers.
+        """
+        # Numbered by those that occur: vocabularies are large, and mostly not met.
+        known, heard = (np.unique(np.concatenate([np.asarray(part) for part in some])) for some in (texts, said))
+        blank = cls(known, heard, np.zeros((len(known) + 1, len(heard))), np.full(len(known) + 1, 0.8))
+        numbered = blank._numbered(texts, said)
+        fit = _aligned(*numbered)
+        chosen = fit[:: -(-len(fit) // LEARNT)] if fit else []
+        sounds = replace(blank, emission=_equal(chosen, *numbered, *blank.emission.shape))
+        for _ in range(ITERATIONS if fit else 0):
+            counts, n = np.full(blank.emission.shape, 0.01), len(known) + 1
+            seen, visits = np.zeros(n), np.zeros(n)
+            for clips in _batches(chosen, *numbered, len(known)):
+                _count(clips, sounds.emission, sounds.stay, counts, seen, visits)
+            stay = 1 - 1 / np.clip(seen / np.maximum(visits, 1), 1.05, 50)
+            sounds = replace(blank, emission=counts / counts.sum(axis=1, keepdims=True), stay=stay)
+        return sounds
+
+    def places(self, texts: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Align clips.
+
+        Returns:
+          Of every clip (t,) int32: how many ids of the text have begun by then. 0: none has; k: the id before number k
+          is being said; n + 1: the last one is over. They never fall. `UNKNOWN` throughout: t is less than n + 2.
+
+        Raises:
+          ValueError: an id that was not among those learnt from.
+        """
+        numbered = self._numbered(texts, said)
+        places = [np.full(len(part), UNKNOWN, np.int32) for part in said]
+        for clips in _batches(_aligned(*numbered), *numbered, len(self.ids)):
+            for row, path in zip(clips.rows, _likeliest(clips, self.emission, self.stay), strict=True):
+                places[row] = path
         return places
-    n_ids, n_codes = (1 + max(int(part.max(initial=0)) for part in some) for some in (ids, codes))
-    chosen = fit[:: -(-len(fit) // LEARNT)]
-    emission, stay = _equal(chosen, ids, codes, n_ids, n_codes), np.full(n_ids + 1, 0.8)
-    for _ in range(ITERATIONS):
-        counts, seen, visits = np.full(emission.shape, 0.01), np.zeros(n_ids + 1), np.zeros(n_ids + 1)
-        for clips in _batches(chosen, ids, codes, n_ids):
-            _count(clips, emission, stay, counts, seen, visits)
-        emission = counts / counts.sum(axis=1, keepdims=True)
-        stay = 1 - 1 / np.clip(seen / np.maximum(visits, 1), 1.05, 50)
-    for clips in _batches(fit, ids, codes, n_ids):
-        for row, path in zip(clips.rows, _likeliest(clips, emission, stay), strict=True):
-            places[row] = path
-    return places
+
+    def likelihoods(self, text: np.ndarray, said: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """How likely a clip's semantic ids are where they are: (t,), natural logarithms."""
+        [ids], [codes] = self._numbered([text], [said])
+        return np.log(self.emission[np.concatenate([[len(self.ids)], ids, [len(self.ids)]])[places], codes])
+
+    def _numbered(
+        self, texts: Sequence[np.ndarray], said: Sequence[np.ndarray]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return _among(self.ids, texts, "text"), _among(self.codes, said, "semantic")
 
 
-def _numbered(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The same with the values that occur numbered 0, 1, ...: vocabularies are large, and mostly not met."""
-    ends = np.cumsum([len(part) for part in parts])
-    which = np.unique(np.concatenate([*parts, np.zeros(0, np.int64)]), return_inverse=True)[1]
-    return np.split(which.reshape(-1), ends[:-1]) if len(parts) else []
+def _among(known: np.ndarray, parts: Sequence[np.ndarray], kind: str) -> list[np.ndarray]:
+    """Each value's number in `known`."""
+    values = np.concatenate([np.asarray(part, np.int64) for part in parts])
+    numbers = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    if (known[numbers] != values).any():
+        raise ValueError(
+            f"{kind} id {values[known[numbers] != values][0]} did not occur where these sounds were learnt"
+        )
+    return np.split(numbers, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def _aligned(ids: Sequence[np.ndarray], codes: Sequence[np.ndarray]) -> list[int]:
+    """The clips that can be aligned: every id may take a place of its own, and so may both silences."""
+    return [i for i in range(len(ids)) if len(codes[i]) >= len(ids[i]) + 2]
 
 
 def _equal(
-    rows: Sequence[int], ids: Sequence[np.ndarray], codes: Sequence[np.ndarray], n_ids: int, n_codes: int
+    rows: Sequence[int], ids: Sequence[np.ndarray], codes: Sequence[np.ndarray], n_states: int, n_codes: int
 ) -> np.ndarray:
-    """Emissions (n_ids + 1, n_codes) if all states of a clip last equally long."""
-    counts = np.full((n_ids + 1, n_codes), 0.1)
+    """Emissions (n_states, n_codes) if all states of a clip last equally long."""
+    counts = np.full((n_states, n_codes), 0.1)
     for i in rows:
-        states = np.concatenate([[n_ids], ids[i], [n_ids]])
+        states = np.concatenate([[n_states - 1], ids[i], [n_states - 1]])
         at = np.arange(len(codes[i])) * len(states) // len(codes[i])
         np.add.at(counts, (states[at], codes[i]), 1)
     return counts / counts.sum(axis=1, keepdims=True)
@@ -104,8 +156,7 @@ def _moves(clips: _Clips, stay: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     """Probabilities (B, N) to stay in a state, to go to the next, and to the one after it: no silence is skipped."""
     kept = stay[clips.states]
     place = np.arange(clips.states.shape[1])
-    skips = (place < clips.n_states[:, None] - 2) * SKIPPED * (1 - kept)
-    skips = np.where(place < clips.n_states[:, None] - 3, skips, 0.0)
+    skips = np.where(place < clips.n_states[:, None] - 3, SKIPPED * (1 - kept), 0.0)
     return kept, 1 - kept - skips, skips
 
 

@@ -1,5 +1,5 @@
-"""How good each part is: ``python -m recipes.bark_nano.evaluate codec``, or ``speech`` (`recipes.bark_nano.speech`). A
-table, and one line of JSON at the end.
+"""How good each part is: ``python -m recipes.bark_nano.evaluate codec``, or ``speech`` (`recipes.bark_nano.speech`), or
+``text`` (`recipes.bark_nano.fit`). A table, and one line of JSON at the end.
 
 ``WORK/evaluation/codec`` keeps what the figures are made of: ``clips.jsonl``, a line per clip and coder,
 ``units.jsonl``, a line per clip, and the audio.
@@ -32,6 +32,7 @@ from bark_jax.files import replacing
 from recipes.bark_nano import corpus, run
 from recipes.bark_nano.train_codec import CONFIG
 
+MADE = Path(__file__).parent / "made"
 RATE = CONFIG.sample_rate
 COPY = "8 codebooks"
 """What the codec's copies of a clip are called."""
@@ -282,6 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     speech.add_argument("--seeds", type=int, default=3, help="runs over all lines (3)")
     speech.add_argument("--every", type=int, default=1, help="one line of so many (1)")
     speech.add_argument("--no-speed", action="store_true", help="without the speeds")
+    text = parts.add_parser("text", parents=[ours], help="the text stage alone")
+    text.add_argument("--model", default="bark-nano", help="a native folder, or bark-nano (the one that is bundled)")
+    text.add_argument("--rows", type=Path, default=MADE / "rows", help="the corpus as tokens; default: made/rows")
     options = parser.parse_args(argv)
     assets = options.assets or options.work / "assets"
 
@@ -295,6 +299,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 n_real=options.real,
                 wer=not options.no_wer,
             )
+        if options.part == "text":
+            from recipes.bark_nano.fit import evaluate_text
+
+            return evaluate_text(options.rows, options.model)
         from recipes.bark_nano.speech import evaluate_speech
 
         return evaluate_speech(
