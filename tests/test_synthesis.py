@@ -205,11 +205,14 @@ def test_a_model_that_does_not_load_is_said_at_once(tmp_path: Path) -> None:
 
 
 DRIVER = """
+import signal
 import sys
 from bark_jax.synthesis import synthesize_dataset
 from test_synthesis import TOY, Toy
 import dataclasses
 if __name__ == "__main__":
+    # Ctrl-C interrupts, even where the tests run in a shell's background, which turns it off for what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     synthesize_dataset(sys.argv[1], sys.argv[2], dataclasses.replace(TOY, model="slow"), make=Toy)
 """
 
