@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytest.importorskip("pyarrow")
+
 import models
 from bark_jax import semantic, text, weights
 from bark_jax.gpt import CausalGPT
