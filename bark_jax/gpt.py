@@ -194,9 +194,8 @@ class Attention(nnx.Module):
         """Logarithms of the first n heads' weights, positions `start` on: x (B, T, D) → (B, n, T - start, T)."""
         length, size = x.shape[1], x.shape[2] // self.n_head
         q, k, _ = thirds(self.c_attn(x))
-        q, k = q[:, start:, : n * size] * size**-0.5, k[:, :, : n * size]
-        q, k = (part.reshape(*part.shape[:2], n, size).transpose(0, 2, 1, 3) for part in (q, k))
-        scores = dot(q, k, (((3,), (3,)), ((0, 1), (0, 1))))
+        q, k = heads(q[:, start:, : n * size] * size**-0.5, n), heads(k[:, :, : n * size], n)
+        scores = dot(q, k, (((2,), (2,)), ((0,), (0,)))).reshape(len(x), n, length - start, length)
         seen = jnp.arange(length) <= jnp.arange(start, length)[:, None]
         return jax.nn.log_softmax(jnp.where(seen, scores, MASKED))
 

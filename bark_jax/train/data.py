@@ -138,9 +138,13 @@ class Corpus:
 
     def aligned(self) -> Corpus:
         """The same with `places`, which `alignment.align` finds: some seconds for an hour of speech."""
-        said = np.split(self.semantic, np.cumsum(self.lengths)[:-1])
-        read = np.split(self.text_ids, np.cumsum(self.text_lengths)[:-1])
-        return dataclasses.replace(self, places=np.concatenate(alignment.align(read, said)).astype(np.int16))
+        return dataclasses.replace(self, places=np.concatenate(alignment.align(*self.pairs())).astype(np.int16))
+
+    def pairs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Text ids and semantic ids of each row."""
+        parts = ((self.text_ids, self.text_lengths), (self.semantic, self.lengths))
+        read, said = (np.split(flat, np.cumsum(n)[:-1]) for flat, n in parts)
+        return read, said
 
     @property
     def n_codebooks(self) -> int:

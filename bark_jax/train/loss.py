@@ -75,9 +75,10 @@ def predicted(
     """What a network predicts where a batch has targets; arguments as of `nll`."""
     if stage == "fine":
         return _fine(config.fine, network, batch, dropout, remat)
+    how = {"dropout": dropout, "remat": remat, "inputs": inputs}
     if stage == "coarse":
-        return _coarse(config.coarse, network, batch, dropout, remat, inputs)
-    return _text(config.semantic, network, batch, dropout, remat, inputs)
+        return _coarse(config.coarse, network, batch, how)
+    return _text(config.semantic, network, batch, how)
 
 
 POINTING = 2
@@ -119,18 +120,11 @@ def lost(config: SemanticConfig, network: CausalGPT, batch: Batch, inputs: Seque
     return jnp.sum(jnp.where(counted, total, 0.0), axis=(1, 2)) / (POINTING * len(blocks))
 
 
-def _text(
-    config: SemanticConfig,
-    network: CausalGPT,
-    batch: Batch,
-    dropout: Dropout | None,
-    remat: str,
-    inputs: list[jax.Array] | None,
-) -> Predicted:
+def _text(config: SemanticConfig, network: CausalGPT, batch: Batch, how: dict[str, Any]) -> Predicted:
     n = config.text_length
     x = network.embed(batch.inputs[:, 0])
     x = x.at[:, :n].add(network.embed(batch.inputs[:, 1, :n]))
-    hidden = network.hidden(x, start=n, dropout=dropout, remat=remat, inputs=inputs)
+    hidden = network.hidden(x, start=n, **how)
     targets = batch.targets[:, n:]
     head = network.lm_head.weight[...]
     end = config.pad_token
@@ -142,16 +136,9 @@ def _text(
     return matmul(hidden, head), ids, targets != IGNORE
 
 
-def _coarse(
-    config: CoarseConfig,
-    network: CausalGPT,
-    batch: Batch,
-    dropout: Dropout | None,
-    remat: str,
-    inputs: list[jax.Array] | None,
-) -> Predicted:
+def _coarse(config: CoarseConfig, network: CausalGPT, batch: Batch, how: dict[str, Any]) -> Predicted:
     n, size = config.semantic_length, config.codebook_size
-    hidden = network.hidden(network.embed(batch.inputs), start=n, dropout=dropout, remat=remat, inputs=inputs)
+    hidden = network.hidden(network.embed(batch.inputs), start=n, **how)
     logits = network.logits(hidden, config.code_offset, config.code_offset + config.n_codebooks * size)
     targets = batch.targets[:, n:]
     code = jnp.maximum(targets - config.code_offset, 0)  # of an ignored position: any

@@ -30,9 +30,9 @@ from bark_jax.audio import read, write
 from bark_jax.codec import Codec
 from bark_jax.files import replacing
 from recipes.bark_nano import corpus, run
+from recipes.bark_nano.gpts import MADE
 from recipes.bark_nano.train_codec import CONFIG
 
-MADE = Path(__file__).parent / "made"
 RATE = CONFIG.sample_rate
 COPY = "8 codebooks"
 """What the codec's copies of a clip are called."""

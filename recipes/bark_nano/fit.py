@@ -8,12 +8,10 @@ counts as not heard where the likeliest path passes it over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 
 import bark_jax
 from bark_jax import library, text
@@ -59,35 +57,25 @@ def evaluate_text(rows: Path, model: str, *, most: int = 60) -> dict[str, Any]:
     """Figures, and a table on the way: of the corpus's own clips, and of the same texts said by the model's presets."""
     bark = bark_jax.load(model)
     tokenizer = text.load_tokenizer(Path(library.locate(model)[0]) / "tokenizer.json")
-    clips = [clip for file in data.find([rows]) for clip in _read(file)]
-    pieces = [np.array(tokenizer.encode(c["text"], add_special_tokens=False).ids) for c in clips]
-    sounds = Sounds.learn(pieces, [clip["semantic"] for clip in clips])
+    corpus = data.read(rows, bark.config, "text", tokenizer=tokenizer)
+    pieces, units = corpus.pairs()
+    sounds = Sounds.learn(pieces, units)
     figures: dict[str, Any] = {}
     for name, long in (("short", False), ("long", True)):
-        chosen = [i for i, c in enumerate(clips) if c["split"] == "validation" and _is_long(c["text"]) == long][:most]
+        chosen = [i for i in corpus.split("validation") if (len(corpus.texts[i].split()) > LONG) == long][:most]
         voices = [bark.voices()[k % len(bark.voices())] for k in range(len(chosen))]
-        texts = [clips[i]["text"] for i in chosen]
+        texts = [corpus.texts[i] for i in chosen]
         said = bark.text_to_semantic(texts, voice=voices, seed=list(range(len(chosen))))
-        corpus, own = Fits(), Fits()
+        true, own = Fits(), Fits()
         for i, one in zip(chosen, said, strict=True):
-            corpus.add(sounds, pieces[i], clips[i]["semantic"])
+            true.add(sounds, pieces[i], units[i])
             own.add(sounds, pieces[i], one)
         print(
             f"{len(chosen)} {name} sentences: nats per semantic id, and pieces not heard, of the corpus and of {model}"
         )
-        for start in range(0, corpus.sums.shape[1], STEP):
+        for start in range(0, true.sums.shape[1], STEP):
             at = slice(start, start + STEP)
-            print("  piece {:>3} on: {:6.2f} {:5.1%} {:8.2f} {:5.1%}".format(start, *corpus.mean(at), *own.mean(at)))
-        for key, fits in ((name, own), (f"{name}_corpus", corpus)):
+            print("  piece {:>3} on: {:6.2f} {:5.1%} {:8.2f} {:5.1%}".format(start, *true.mean(at), *own.mean(at)))
+        for key, fits in ((name, own), (f"{name}_corpus", true)):
             figures[f"fit_{key}"], figures[f"unheard_{key}"] = (round(x, 4) for x in fits.mean())
     return figures
-
-
-def _read(file: Path) -> Sequence[Mapping[str, Any]]:
-    table = pyarrow.parquet.read_table(file, columns=["split", "text", "semantic"])
-    rows = [row for row in table.to_pylist() if row["text"] is not None]
-    return [{**row, "semantic": np.array(row["semantic"], np.int64)} for row in rows]
-
-
-def _is_long(sentence: str) -> bool:
-    return len(sentence.split()) > LONG
