@@ -51,7 +51,7 @@ from bark_jax.requests import (
     samples,
 )
 from bark_jax.rows import NARROWER
-from bark_jax.sampling import Sampling
+from bark_jax.settings import LATENCIES, Sampling
 from bark_jax.speech import BarkWarning, Segment, Speech
 from bark_jax.splitting import Split
 from bark_jax.streaming import Chunk
@@ -60,8 +60,6 @@ from bark_jax.voice import Voice
 
 AdapterLike = str | Path | Adapter | Sequence[str | Path | Adapter]
 """What a caller may mean by an adapter: a file, an `Adapter`, or several of them for different networks."""
-
-LATENCIES = ("exact", "low")
 
 CLIP_S = (1.1, 15.0)
 """Seconds of a clip that becomes a voice: below 1.01 s lengths no longer agree (`Voice.check`), and no call of Bark's

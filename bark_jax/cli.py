@@ -19,8 +19,7 @@ from click.core import ParameterSource
 
 import bark_jax
 from bark_jax import audio, files, speech, splitting
-from bark_jax.bark import LATENCIES
-from bark_jax.sampling import new_seed
+from bark_jax.settings import LATENCIES, new_seed
 
 
 class _Commands(click.Group):

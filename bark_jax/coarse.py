@@ -28,7 +28,8 @@ from bark_jax.config import CoarseConfig
 from bark_jax.flat import Weights, beside, platform
 from bark_jax.gpt import CausalGPT, KVCache
 from bark_jax.rows import Rows, together
-from bark_jax.sampling import Draw, Sampling
+from bark_jax.sampling import Draw
+from bark_jax.settings import Sampling
 
 # --- prompt -----------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from bark_jax import clips
 from bark_jax.bark import Bark
 from bark_jax.files import new_folder
 from bark_jax.judges import Listener, Speakers, mean_speaker
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 
 TEXTS = (
     "The shop on the corner opens at nine and closes late.",

@@ -21,7 +21,8 @@ from bark_jax.config import FineConfig
 from bark_jax.flat import Weights, platform
 from bark_jax.gpt import FineGPT
 from bark_jax.rows import Rows, together
-from bark_jax.sampling import Draw, Sampling
+from bark_jax.sampling import Draw
+from bark_jax.settings import Sampling
 
 # --- prompt and state -------------------------------------------------------------------------------------------------
 

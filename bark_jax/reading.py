@@ -27,7 +27,7 @@ from bark_jax.files import lock, replacing, start_of_name
 from bark_jax.progress import Progress, reporter
 from bark_jax.progress import check as check_progress
 from bark_jax.requests import Script
-from bark_jax.sampling import Sampling, new_seed
+from bark_jax.settings import Sampling, new_seed
 from bark_jax.speech import Segment
 from bark_jax.splitting import Split
 from bark_jax.streaming import Chunk, Spoken

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from bark_jax import sampling, splitting, text
+from bark_jax import settings, splitting, text
 from bark_jax.adapters import AdapterError
 from bark_jax.config import BarkConfig
 from bark_jax.library import Library
-from bark_jax.sampling import Sampling, SamplingError
+from bark_jax.settings import Sampling, SamplingError
 from bark_jax.speech import BarkWarning
 from bark_jax.splitting import Split, SplitError
 from bark_jax.voice import Voice, VoiceError
@@ -168,7 +168,7 @@ class Intake:
         encoded = text.encode(self._tokenizer, config, line) if ids else np.zeros(config.text_length, np.int32)
         if seed is None and not self._draws:
             raise SamplingError("seed is None: every process of a mesh would draw another one, so give a number")
-        drawn = sampling.new_seed() if seed is None else sampling.check_seed(seed)
+        drawn = settings.new_seed() if seed is None else settings.check_seed(seed)
         return Request(line, encoded, voice, drawn, how, adapter)
 
     def _warn_of_unknown(self, line: str, parts: Sequence[str]) -> None:

@@ -21,7 +21,8 @@ from bark_jax.config import SemanticConfig
 from bark_jax.flat import Weights, beside, platform
 from bark_jax.gpt import CausalGPT, KVCache
 from bark_jax.rows import Rows, together
-from bark_jax.sampling import Draw, Sampling
+from bark_jax.sampling import Draw
+from bark_jax.settings import Sampling
 
 CHUNK = {"cpu": 8}
 """Tokens per dispatch, by platform. On CPUs a dispatch costs little and every token past the end costs a whole step."""

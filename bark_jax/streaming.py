@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bark_jax import codec, fine, sampling, splitting, tokens
+from bark_jax import codec, fine, splitting, tokens
 from bark_jax.engine import Engine, Report
 from bark_jax.requests import Request, Script
+from bark_jax.settings import segment_seed
 from bark_jax.voice import Voice, VoiceError
 
 LOOK_AHEAD_S = 0.1
@@ -206,8 +207,7 @@ def say(
     todo = list(range(len(requests)))
     for attempt in range(retries + 1):
         tries = [
-            dataclasses.replace(requests[i], seed=sampling.segment_seed(requests[i].seed, numbers[i], attempt))
-            for i in todo
+            dataclasses.replace(requests[i], seed=segment_seed(requests[i].seed, numbers[i], attempt)) for i in todo
         ]
         said, ended = engine.to_semantic(tries, report, rows=engine.row_count(len(requests)))
         for i, request, ids, end in zip(todo, tries, said, ended, strict=True):

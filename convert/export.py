@@ -30,7 +30,7 @@ from bark_jax import text, weights
 from bark_jax.config import BarkConfig, CodecConfig, FineGPTConfig, GPTConfig
 from bark_jax.files import absent, new_folder, replacing
 from bark_jax.hub import STAGES
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 from convert import names, run
 
 FORMATS = ("suno", "hf")

@@ -24,7 +24,7 @@ from bark_jax.adapters import TARGETS, Adapter, AdapterError, Part
 from bark_jax.flat import Weights
 from bark_jax.gpt import KVCache
 from bark_jax.linear import LowRank
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 
 CONFIG = models.config()
 BFLOAT16 = weights.DTYPES["bfloat16"]

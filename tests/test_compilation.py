@@ -14,7 +14,7 @@ import pytest
 import bark_jax
 import models
 from bark_jax import compilation
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 
 SPEAK = """
 import sys, jax, bark_jax

@@ -22,7 +22,7 @@ from bark_jax import coarse, codec, fine, sampling, semantic, tokens, weights
 from bark_jax.gpt import KVCache
 from bark_jax.linear import Int8
 from bark_jax.rows import TOGETHER
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling, segment_seed
 from bark_jax.voice import Voice
 
 GREEDY = Sampling.greedy()
@@ -251,7 +251,7 @@ class TestSeeds:
         assert len({s.coarse.tobytes() for s in said}) == 4
 
     def test_stages_segments_and_attempts_have_their_own_keys(self):  # type: ignore[no-untyped-def]
-        seeds = [sampling.segment_seed(seed, s, a) for seed in (3, 4) for s in range(3) for a in range(3)]
+        seeds = [segment_seed(seed, s, a) for seed in (3, 4) for s in range(3) for a in range(3)]
         assert seeds[0] == 3 and all(0 <= seed < 2**64 for seed in seeds)
         keys = [sampling.stage_keys([seed], stage).tobytes() for seed in seeds for stage in sampling.STAGES]
         assert len(set(keys)) == 54

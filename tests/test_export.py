@@ -35,7 +35,7 @@ import checkpoints as C  # noqa: E402
 import models  # noqa: E402
 from bark_jax import files, text, tokens, weights  # noqa: E402
 from bark_jax.config import BarkConfig, CodecConfig, suno  # noqa: E402
-from bark_jax.sampling import Sampling  # noqa: E402
+from bark_jax.settings import Sampling  # noqa: E402
 from convert import convert, transforms  # noqa: E402
 from convert import export as exporting  # noqa: E402
 from convert.export import ExportError, export, source_tensors, split_weight_norm, suno_file  # noqa: E402

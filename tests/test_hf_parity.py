@@ -21,7 +21,7 @@ import jax.numpy as jnp  # noqa: E402
 
 import bark_jax  # noqa: E402
 from bark_jax import sampling, semantic, tokens  # noqa: E402
-from bark_jax.sampling import Sampling  # noqa: E402
+from bark_jax.settings import Sampling  # noqa: E402
 from checkpoints import HuggingFace, write_hf, write_hf_encodec  # noqa: E402
 from convert import convert  # noqa: E402
 from reference import bert_tokenizer, presets, vocabulary  # noqa: E402

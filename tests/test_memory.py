@@ -15,7 +15,7 @@ import bark_jax
 import models
 from bark_jax import coarse, memory, semantic, weights
 from bark_jax.config import LARGE, suno
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 from test_adapters import adapter
 
 LARGE_SIZE = suno(LARGE)
@@ -23,7 +23,7 @@ LARGE_SIZE = suno(LARGE)
 OFFLOADED = """
 import sys, numpy as np, jax, bark_jax
 from bark_jax.config import LARGE, suno
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 from test_adapters import adapter
 first, second = jax.devices()
 how = Sampling(max_duration_s=0.6, allow_early_stop=False)

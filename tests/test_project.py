@@ -148,6 +148,15 @@ print("jax backends:", len(__import__("jax")._src.xla_bridge._backends))
         assert [name for name in bark_jax.__all__ if not hasattr(bark_jax, name)] == []
         assert sorted(bark_jax.__all__) == bark_jax.__all__
 
+    @pytest.mark.parametrize("module", ["bark_jax", "bark_jax.cli", "bark_jax.synthesis"])
+    def test_what_does_not_compute_starts_without_jax(self, module):
+        """Help, and drivers of workers: jax and flax take two seconds to import."""
+        if module == "bark_jax.synthesis":
+            pytest.importorskip("pyarrow")
+        program = f"import sys, {module}; print(sorted({{'jax', 'flax'}} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
 
 class TestMetadata:
     def test_versions_agree(self):
@@ -184,7 +193,7 @@ class TestMetadata:
 def test_imports_go_down_only() -> None:
     """What CONTRIBUTING.md draws: no module imports one above itself."""
     layers = [
-        {"config", "files", "flat", "lexicon", "spectra", "tokens"},
+        {"config", "files", "flat", "lexicon", "settings", "spectra", "tokens"},
         {"attention", "linear"},
         {"gpt", "codec", "sampling", "text", "audio", "clips", "judges"},
         {"voice", "splitting"},

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bark_jax import sampling
-from bark_jax.sampling import Draw, Sampling, SamplingError
+from bark_jax import sampling, settings
+from bark_jax.sampling import Draw
+from bark_jax.settings import Sampling, SamplingError
 
 
 def reference_filter(logits, top_k, top_p):  # type: ignore[no-untyped-def]
@@ -126,12 +127,12 @@ def test_bad_settings_are_refused_by_name(settings):  # type: ignore[no-untyped-
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, "7", True, np.float32(3)])
 def test_bad_seeds_are_refused(seed):  # type: ignore[no-untyped-def]
     with pytest.raises(SamplingError, match="seed"):
-        sampling.check_seed(seed)
+        settings.check_seed(seed)
 
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1, np.int64(5), np.uint64(2**64 - 1)])
 def test_good_seeds_are_integers(seed):  # type: ignore[no-untyped-def]
-    assert sampling.check_seed(seed) == int(seed)
+    assert settings.check_seed(seed) == int(seed)
 
 
 def test_settings_are_frozen_and_replaceable():

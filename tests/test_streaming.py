@@ -329,7 +329,7 @@ class TestLongTexts:
         monkeypatch.setattr(streaming, "_runs_away", lambda *_: next(off, 0.0))
         whole = bark.generate(LONG, voice=a_voice(bark), seed=5, sampling=LEAST)
         assert whole.segments[0].attempts == 3
-        assert whole.segments[0].seed == bark_jax.sampling.segment_seed(5, 0, 1)
+        assert whole.segments[0].seed == bark_jax.settings.segment_seed(5, 0, 1)
         assert [segment.attempts for segment in whole.segments[1:]] == [1] * (len(whole.segments) - 1)
 
     def test_a_length_is_judged_by_the_text(self, bark):  # type: ignore[no-untyped-def]

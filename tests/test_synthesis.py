@@ -37,6 +37,7 @@ from bark_jax.audio import pcm16_bytes
 from bark_jax.synthesis import Job, JobError, local, row_seed, synthesize_dataset, worker
 from bark_jax.synthesis.job import Row
 from bark_jax.synthesis.source import Source
+from toys import TOY, Better, Killed, Later, Quick, Toy
 
 SHORT = Sampling(max_duration_s=0.5)
 
@@ -71,57 +72,6 @@ def checked(out: Path) -> dict[str, Any]:
         assert hashlib.sha256(data).hexdigest() == part["sha256"] and len(data) == part["bytes"]
     assert not list(out.rglob("*.part"))
     return manifest
-
-
-class Toy:
-    """A worker without a model, for what happens around one: it hangs, dies or fails at ids that say so."""
-
-    revision, rate = "toy", 24_000
-    pause_s = 0.05  # for a row, where the model is called slow
-
-    def __init__(self, job: Job, *, device: str | None = None):
-        self.job = job
-        if job.model == "fails":
-            raise JobError("there is no such model")
-
-    def __call__(self, rows: Sequence[Row], beat: Any = None) -> list[dict[str, Any]]:
-        for row in rows:
-            if row.id.startswith("hang"):
-                time.sleep(1e6)
-            if row.id.startswith("die"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.job.model == "slow":
-                time.sleep(self.pause_s)
-            beat()
-        about = {"model": self.revision, "sample_rate": self.rate}
-        return [
-            worker.error_row(self.job, row, about, "it is bad")
-            if row.id.startswith("bad")
-            else {
-                **worker.described(self.job, row),
-                **about,
-                "n_samples": 1,
-                "duration_s": 1 / self.rate,
-                "audio": hashlib.sha256(f"{row.id} {row.text}".encode()).digest(),
-                "error": None,
-            }
-            for row in rows
-        ]
-
-
-class Quick(Toy):
-    """The same rows without the pauses, to compare with."""
-
-    pause_s = 0.0
-
-
-class Brisk(Toy):
-    """Shorter ones: ten rows in 0.2 s, time enough to be killed in."""
-
-    pause_s = 0.02
-
-
-TOY = Job(model="toy", shard_rows=5, deadline_s=1.0)
 
 
 def numbered(n: int, **ids: str) -> list[dict[str, Any]]:
@@ -208,7 +158,7 @@ DRIVER = """
 import signal
 import sys
 from bark_jax.synthesis import synthesize_dataset
-from test_synthesis import TOY, Toy
+from toys import TOY, Toy
 import dataclasses
 if __name__ == "__main__":
     # Ctrl-C interrupts, even where the tests run in a shell's background, which turns it off for what it starts.
@@ -337,7 +287,7 @@ def test_a_store_that_fails_leaves_nothing_half_written(tmp_path: Path, monkeypa
 ON_A_DISK = """
 import sys
 from bark_jax.synthesis import synthesize_dataset
-from test_synthesis import TOY, Toy
+from toys import TOY, Toy
 if __name__ == "__main__":
     try:
         synthesize_dataset(sys.argv[1], sys.argv[2], TOY, make=Toy)
@@ -415,12 +365,6 @@ def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
                 synthesize_dataset(tmp_path / "in.jsonl", tmp_path / "five", TOY, make=Toy)
 
 
-class Later(Toy):
-    """The model of another day."""
-
-    revision = "later"
-
-
 def test_success_is_there_while_the_manifest_is_true(tmp_path: Path) -> None:
     file, out = write(tmp_path / "in.parquet", numbered(17)), tmp_path / "out"
     synthesize_dataset(file, out, TOY, make=Toy)
@@ -457,29 +401,10 @@ def test_two_processes_at_one_output(tmp_path: Path) -> None:
     checked(out)
 
 
-class Killed(Toy):
-    """Dies once of nothing that a row has to do with."""
-
-    def __call__(self, rows: Sequence[Row], beat: Any = None) -> list[dict[str, Any]]:
-        mark = Path(self.job.model)
-        if not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(rows, beat)
-
-
 def test_a_row_alone_is_not_blamed_for_one_kill(tmp_path: Path) -> None:
     job = dataclasses.replace(TOY, shard_rows=1, model=str(tmp_path / "killed"))
     done = synthesize_dataset(write(tmp_path / "in.parquet", numbered(3)), tmp_path / "out", job, make=Killed)
     assert done.rows == 3 and done.errors == 0
-
-
-class Better(Toy):
-    """Nothing hangs any more."""
-
-    def __call__(self, rows: Sequence[Row], beat: Any = None) -> list[dict[str, Any]]:
-        made = super().__call__([row._replace(id=f"row {row.id}") for row in rows], beat)
-        return [{**one, **worker.described(self.job, row)} for one, row in zip(made, rows, strict=True)]
 
 
 def test_errors_are_tried_again_when_asked(tmp_path: Path) -> None:

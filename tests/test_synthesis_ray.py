@@ -21,7 +21,8 @@ import ray
 
 from bark_jax.synthesis import JobError, synthesize_dataset
 from bark_jax.synthesis.on_ray import run
-from test_synthesis import TOY, Brisk, Later, Quick, Toy, checked, numbered, read, write
+from test_synthesis import checked, numbered, read, write
+from toys import TOY, Brisk, Later, Quick, Toy
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
 SLOW = dataclasses.replace(TOY, model="slow", shard_rows=10)

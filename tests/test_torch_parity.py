@@ -16,7 +16,7 @@ import jax  # noqa: E402
 
 import bark_jax  # noqa: E402
 from bark_jax import sampling, tokens  # noqa: E402
-from bark_jax.sampling import Sampling  # noqa: E402
+from bark_jax.settings import Sampling  # noqa: E402
 from checkpoints import encodec_model, suno_models, write_encodec, write_suno  # noqa: E402
 from convert import convert  # noqa: E402
 from reference import Draws, Suno, bert_tokenizer, presets, vocabulary  # noqa: E402

@@ -20,12 +20,13 @@ from jax.experimental import io_callback
 import models
 from bark_jax import coarse, config, fine, sampling, semantic, tokens
 from bark_jax.gpt import KVCache
+from bark_jax.settings import Sampling
 from bark_jax.train import examples, loss
 from bark_jax.train.examples import IGNORE, Row
 
 SIZE = (1, 1, 4)
 CONFIG = models.config(SIZE)
-GREEDY = sampling.Sampling.greedy()
+GREEDY = Sampling.greedy()
 
 
 @jax.tree_util.register_pytree_node_class

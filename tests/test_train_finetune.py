@@ -22,7 +22,7 @@ import bark_jax
 import models
 from bark_jax import adapters, assemble, cli, tokens, weights
 from bark_jax.config import ConfigError
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 from bark_jax.train import DataError, LoRA, RunError, finetune, lora, write
 from bark_jax.train.runs import lock
 

@@ -23,7 +23,7 @@ import models
 from bark_jax import Voice, bark, tokens, weights
 from bark_jax.flat import Weights
 from bark_jax.hub import STAGES
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 from bark_jax.train import TrainConfig, train, write
 
 CONFIG = models.config((2, 2, 64))

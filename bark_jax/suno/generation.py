@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from bark_jax import bark as _bark
-from bark_jax import sampling as _sampling
-from bark_jax.sampling import Sampling, SamplingError
+from bark_jax.settings import Sampling, SamplingError
+from bark_jax.settings import check_seed as _check_seed
 from bark_jax.voice import Voice
 
 CONTEXT_WINDOW_SIZE = 1024
@@ -66,7 +66,7 @@ _generator: np.random.Generator | None = None
 def manual_seed(seed: int) -> None:
     """Make all following calls repeatable: `seed` is an integer of 0 to 2**64 - 1. (Not in the original.)"""
     global _generator
-    _generator = np.random.default_rng(_sampling.check_seed(seed))
+    _generator = np.random.default_rng(_check_seed(seed))
 
 
 def preload_models(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 
 AUDIO = ("flac", "pcm16")
 FORMATS = ("parquet", "webdataset")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from bark_jax.config import BarkConfig, CoarseConfig, FineConfig, SemanticConfig
 from bark_jax.gpt import CausalGPT, FineGPT
 from bark_jax.linear import Dropout, matmul
-from bark_jax.sampling import Sampling
+from bark_jax.settings import Sampling
 from bark_jax.train.examples import IGNORE, Batch, told
 
 Predicted = tuple[jax.Array, jax.Array, jax.Array]
