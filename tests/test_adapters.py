@@ -42,9 +42,20 @@ def base(network: str, dtype: str = "float32", seed: int = 0) -> Weights:
     return Weights.of(weights.fill(weights.networks(CONFIG)[network], low))
 
 
-def part(network: str, rank: int, targets=TARGETS, *, blocks=(0, 1), seed=0, std=0.2, dtype=np.float32, alpha=2.0):  # type: ignore[no-untyped-def]
+def part(  # type: ignore[no-untyped-def]
+    network: str,
+    rank: int,
+    targets=TARGETS,
+    *,
+    config=CONFIG,
+    blocks=(0, 1),
+    seed=0,
+    std=0.2,
+    dtype=np.float32,
+    alpha=2.0,
+):
     rng = np.random.default_rng([seed, rank])
-    module = base(network).module
+    module = models.networks(config)[network].module
     tensors = {}
     for path, linear in adapters.linears(module, targets).items():
         if int(path.split(".")[1]) in blocks:

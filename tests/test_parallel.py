@@ -31,9 +31,11 @@ LEAST = Sampling(max_duration_s=0.3, allow_early_stop=False)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+    """Of one block each: most of the time is compiling, and blocks are alike."""
     folder = tmp_path_factory.mktemp("parallel") / "model"
-    models.save(folder, models.config())
-    adapters.save(folder / "adapter.safetensors", adapter("semantic", "coarse", "fine"))
+    config = models.config((1, 2, 32))
+    models.save(folder, config)
+    adapters.save(folder / "adapter.safetensors", adapter("semantic", "coarse", "fine", config=config, blocks=(0,)))
     return folder
 
 
@@ -122,8 +124,8 @@ def test_a_mesh_equals_one_device(alone, folder, tmp_path, mesh, devices, dtype,
         assert all(0 <= done <= total for _, done, total in about["told"])
         if processes == 1:
             shared = "model" in mesh
-            # Copies have nothing to do with each other. Devices that share one exchange activations, in every layer.
-            assert (len(about["collectives"]) >= 8) if shared else about["collectives"] == []
+            # Copies have nothing to do with each other. Devices that share one exchange activations, in every block.
+            assert (len(about["collectives"]) >= 4) if shared else about["collectives"] == []
             assert (about["bytes"] < 0.75 * one[0]["bytes"]) if shared else about["bytes"] == one[0]["bytes"]
 
 
