@@ -99,6 +99,8 @@ def test_defaults_depend_on_what_is_trained() -> None:
         ({"stage": "coarse", "alignment": 0.5}, "alignment is 0.5: it belongs to stage text"),
         ({"stage": "text", "alignment": 11.0}, "alignment is 11.0: it must be 0 to 10"),
         ({"stage": "coarse", "text_noise": 0.2}, "text_noise is 0.2: it belongs to stage text"),
+        ({"stage": "fine", "joined": 0.5}, "joined is 0.5: it belongs to stage text"),
+        ({"stage": "text", "joined": 1.0}, "joined is 1.0: it must be 0 or more, and less than 1"),
         ({"stage": "text", "text_noise": 1.0}, "text_noise is 1.0: it must be 0 or more, and less than 1"),
         ({"lora": LoRA(), "freeze": ("wte.*",)}, "freeze is ['wte.*']: it is not for LoRA"),
         ({"lora": LoRA(), "model": None, "config": "c.json"}, "lora is given with config"),

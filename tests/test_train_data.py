@@ -794,6 +794,21 @@ def test_a_history_is_another_clip_of_the_voice(marked):
     assert {past != IGNORE for _, past in everybody} == {True}
 
 
+def test_joined_rows_go_on_with_others_of_their_voice(marked):
+    made = batcher(marked, indices=np.arange(30), history_share=0.0, options=examples.Options(joined=0.6))
+    seen = collections.defaultdict(list)
+    for step in range(150):
+        for number, targets in zip(made[step].rows, made[step].targets, strict=True):
+            said = targets[(targets != IGNORE) & (targets < 200)].reshape(-1, 60)  # clips are of 60 ids
+            assert (said == said[:, :1]).all() and said[0, 0] == number
+            assert {marked.voices[i] for i in said[:, 0]} == {marked.voices[number]} and number not in said[1:, 0]
+            seen[int(number)].append(len(said))
+    assert {n for number in range(28) for n in seen[number]} == {1, 2, 3}
+    assert {n for number in (27, 28, 29) for n in seen[number]} == {1}  # alone in a voice, and of none
+    several = [n > 1 for number in range(27) for n in seen[number]]
+    assert 0.4 < np.mean(several) <= 0.65  # some texts have no room for a second one
+
+
 def test_validation_clips_are_no_histories_in_training(marked):
     train = set(marked.split("train").tolist())
     seen = histories(batcher(marked, history_share=1.0), 60)

@@ -219,6 +219,33 @@ def test_text_noise_shows_other_ids_and_asks_the_true_ones() -> None:
         assert 0.1 < wrong.mean() <= 0.3 and set(noisy.inputs[0, stage.text_length + 1 :]) <= set(r.semantic)
 
 
+def test_two_clips_joined_are_both_one_after_the_other() -> None:
+    stage = CONFIG.semantic
+    short = [
+        dataclasses.replace(row(60, seed), places=np.sort(np.arange(60, dtype=np.int32) % 5) + 1) for seed in (1, 7)
+    ]
+    for r, n in zip(short, (10, 12), strict=True):
+        r.text_ids[n:] = stage.text_pad_token
+        r.text_ids[:n] = stage.text_offset + np.arange(n)
+    one, two = short
+    both = examples.join(CONFIG, one, two)
+    assert both is not None and both.id == one.id and both.text == "text text"
+    said = np.concatenate([one.text_ids[:10], two.text_ids[:12]])
+    np.testing.assert_array_equal(both.text_ids, [*said, *[stage.text_pad_token] * (stage.text_length - 22)])
+    np.testing.assert_array_equal(both.semantic, np.concatenate([one.semantic, two.semantic]))
+    np.testing.assert_array_equal(both.places, np.concatenate([one.places, two.places + 10]))
+    assert (
+        examples.join(CONFIG, both, dataclasses.replace(two, semantic=row(stage.max_tokens - 119, 3).semantic)) is None
+    )
+    assert examples.join(CONFIG, both, row(10, 2)) is None or (row(10, 2).text_ids != stage.text_pad_token).sum() <= 10
+    # Nothing of it for a text that has no room: as many ids as fit exactly are taken, one more is refused.
+    for n, fits in ((stage.text_length - 22, True), (stage.text_length - 21, False)):
+        more = row(10, 2)
+        more.text_ids[:] = stage.text_pad_token
+        more.text_ids[:n] = stage.text_offset
+        assert (examples.join(CONFIG, both, more) is not None) == fits
+
+
 @pytest.mark.parametrize("stage", ["text", "coarse"])
 def test_noise_is_drawn_anew_for_every_example(stage: str) -> None:
     r = row(4, 7)  # one window: nothing else is drawn

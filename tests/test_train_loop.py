@@ -570,7 +570,8 @@ def test_interrupted_run_saves_and_goes_on(make: Any, tmp_path: Path, monkeypatc
 @pytest.mark.usefixtures("interruptible")
 def test_a_text_stage_that_is_shown_its_place(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It learns where to look, and goes on as if it had never been stopped."""
-    config = make(stage="text", steps=40, alignment=1.0, text_noise=0.2, bare=0.1, guidance=2.0, rehearsal_share=0.0)
+    options = {"alignment": 1.0, "joined": 0.3, "text_noise": 0.2, "bare": 0.1, "guidance": 2.0}
+    config = make(stage="text", steps=40, rehearsal_share=0.0, **options)
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
     loop.train(whole, progress=False)
     lost = [line["alignment"] for line in logged(tmp_path / "whole") if "loss" in line]

@@ -7,6 +7,7 @@ knows networks or devices. A run that stops after step n goes on with batch n: t
   in an order of their own.
 * History: a share of the examples follows another clip of the row's voice. A row that is alone in its voice, or has
   none, is cut in two for the coarse and fine stages, and its end follows its beginning.
+* Joined: for the text stage, some rows go on with others of their voice, within the same example.
 * Length: `group` batches' worth of consecutive examples are sorted by length and cut into batches, which are then
   shuffled. A batch's length is rounded up to a multiple of `bucket`, so few shapes occur, and few programs compile.
 """
@@ -78,6 +79,12 @@ class Source:
     def example(self, i: int, rng: np.random.Generator) -> Example:
         """An example of row `i`."""
         row, history = self.corpus[i], None
+        while self.options.joined and rng.random() < self.options.joined:
+            other = self.other(i, rng)
+            longer = None if other is None else examples.join(self.config, row, self.corpus[other])
+            if longer is None:
+                break
+            row = longer
         if rng.random() < self.history_share:
             other = self.other(i, rng)
             if other is not None:

@@ -52,6 +52,9 @@ number of `steps`, and either `model` or `config`. Everything else has a default
                                                             (60 tokens) that is drawn from it; some ten times slower
     coarse_history             full, random       full      stage coarse: most earlier tokens of a prompt. "random" is
                                                             for a model that will be run with less than 630, too
+    joined                     0 .. < 1           0.0       stage text: how likely a row goes on with another one of its
+                                                            voice, and that one with a third, as far as they fit: long
+                                                            texts for a model whose clips are short
     text_noise                 0 .. < 1           0.0       stage text: share of a clip's semantic tokens that are shown
                                                             wrongly, in stretches from elsewhere in the clip, so that
                                                             the model finds its place again after its own mistakes;
@@ -186,6 +189,7 @@ class TrainConfig:
     codebooks: tuple[int, ...] | None = None
     coarse_loss: str = "all"
     coarse_history: str = "full"
+    joined: float = 0.0
     text_noise: float = 0.0
     coarse_noise: float = 0.0
     coarse_own: float = 0.0
@@ -234,7 +238,8 @@ class TrainConfig:
             value = getattr(self, name)
             need(name, value is None or value < 2**31, "it must be less than 2**31")
         at_least(0, "weight_decay", "warmup")
-        share("rehearsal_share", "beta1", "beta2", "dropout", "text_noise", "coarse_noise", "coarse_own", "bare")
+        share("rehearsal_share", "beta1", "beta2", "dropout", "joined", "text_noise", "coarse_noise")
+        share("coarse_own", "bare")
         for name in ("final_learning_rate_ratio", "history_share"):
             need(name, 0 <= getattr(self, name) <= 1, "it must be 0 to 1")
         need("guidance", 1 <= self.guidance <= 10, "it must be 1 to 10")
@@ -244,7 +249,7 @@ class TrainConfig:
             "it needs to know what is likely without text or semantic tokens: give bare, 0.1 will do",
         )
         need("alignment", 0 <= self.alignment <= 10, "it must be 0 to 10")
-        for name in ("alignment", "text_noise"):
+        for name in ("alignment", "joined", "text_noise"):
             need(name, self.stage == "text" or getattr(self, name) == 0, "it belongs to stage text")
         rate = self.learning_rate
         need("learning_rate", rate is None or 0 < rate < math.inf, "it must be greater than 0")

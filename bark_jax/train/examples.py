@@ -99,6 +99,8 @@ class Options:
         most 60 of them: exact to the last alignment, and some ten times slower to learn from).
       max_coarse_history: "full" as generation's default, or "random" (from one window to full) for a model that will be
         run with shorter histories too.
+      joined: of the text stage, how likely a row goes on with another one of its voice, and that one with a third, see
+        `join`.
       text_noise: share of the clip's semantic ids that the text stage is shown wrongly, see `astray`.
       coarse_noise: share of the clip's frames that a coarse prompt shows wrongly, the same way.
       bare: share of the text and coarse prompts that show padding in place of the text or of all semantic ids, see
@@ -108,6 +110,7 @@ class Options:
 
     coarse_targets: str = "all"
     max_coarse_history: str = "full"
+    joined: float = 0.0
     text_noise: float = 0.0
     coarse_noise: float = 0.0
     bare: float = 0.0
@@ -167,6 +170,27 @@ def shorten(config: BarkConfig, history: Row, rng: np.random.Generator) -> Row |
     frames = min(tokens.n_frames(config.coarse, kept), history.fine.shape[1])
     codes = history.fine[:, history.fine.shape[1] - frames :]
     return Row(history.id, None, None, history.voice, history.semantic[n - kept :], codes)
+
+
+def join(config: BarkConfig, row: Row, other: Row) -> Row | None:
+    """Two clips of one voice as one, for the text stage: both texts, then the units of both; None if they do not fit.
+
+    Short clips alone teach nothing of what comes late in a long text.
+    """
+    stage = config.semantic
+    if row.text_ids is None or other.text_ids is None:
+        raise ValueError(f"row {row.id} or {other.id} has no text ids: the text stage needs them")
+    first, second = (ids[ids != stage.text_pad_token] for ids in (row.text_ids, other.text_ids))
+    if len(first) + len(second) > stage.text_length or len(row.semantic) + len(other.semantic) > stage.max_tokens:
+        return None
+    text_ids = np.full_like(row.text_ids, stage.text_pad_token)
+    text_ids[: len(first) + len(second)] = np.concatenate([first, second])
+    text = None if row.text is None or other.text is None else f"{row.text} {other.text}"
+    places = None
+    if row.places is not None and other.places is not None:
+        places = np.concatenate([row.places, len(first) + other.places])
+    semantic_ids = np.concatenate([row.semantic, other.semantic])
+    return Row(row.id, text, text_ids, row.voice, semantic_ids, row.fine, places)
 
 
 def text_example(config: BarkConfig, row: Row, history: Row | None, *, shown: np.ndarray | None = None) -> Example:

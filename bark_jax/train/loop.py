@@ -547,7 +547,11 @@ def _prepare(config: TrainConfig, run: Run) -> _Plan:
         rehearsal=None if others is None else (others, others.split("train")),
         rehearsal_share=0.0 if others is None else config.rehearsal_share,
         options=dataclasses.replace(
-            options, text_noise=config.text_noise, coarse_noise=config.coarse_noise, bare=config.bare
+            options,
+            joined=config.joined,
+            text_noise=config.text_noise,
+            coarse_noise=config.coarse_noise,
+            bare=config.bare,
         ),
         **how,
     )
