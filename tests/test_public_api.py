@@ -47,6 +47,16 @@ class TestNames:
             "generate", "load",
         ]  # fmt: skip
 
+    def test_each_is_there_and_so_are_the_modules(self):
+        """In a new process, where nothing has imported them yet."""
+        program = (
+            "import bark_jax; assert not {*bark_jax.__all__} - {*dir(bark_jax)}\n"
+            "print(bark_jax.audio.__name__, [name for name in bark_jax.__all__ if not hasattr(bark_jax, name)])\n"
+            "print(hasattr(bark_jax, 'nothing'), hasattr(bark_jax, '_nothing'), bark_jax.Sampling is bark_jax.Sampling)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[:2] == ["bark_jax.audio []", "False False True"]
+
     @pytest.mark.parametrize(
         ("function", "signature"),
         [
