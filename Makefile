@@ -24,6 +24,8 @@ VOICE := af_heart
 OUT := speech.wav
 # Further arguments for pytest: make test ARGS="-k codec -x"
 ARGS :=
+# Compiling, most of the tests' time, uses one core: so files of tests go to this many processes. 0: to none but pytest's.
+JOBS := 2
 # To the recipe through the environment, as they were typed: a text may hold quotes and dollar signs.
 export SAY_TEXT := $(value TEXT)
 export SAY_VOICE := $(value VOICE)
@@ -80,8 +82,8 @@ dev: $(VENV)/.dev ## .venv with what tests, lint and benchmarks need
 say: $(VENV)/.base ## write speech.wav; make say TEXT="..." [VOICE=bm_lewis] [OUT=speech.wav]
 	@$(BIN)/bark-jax say --voice "$$SAY_VOICE" --output "$$SAY_OUT" -- "$$SAY_TEXT"
 
-test: $(VENV)/.dev ## every test but the slow ones; make test ARGS="-k codec -x"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## every test but the slow ones; make test ARGS="-k codec -x" [JOBS=0]
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev ## the slow tests: parity at Suno's small size, runs killed ten times, training on real voices
 	$(BIN)/python -m pytest -m slow $(ARGS)
