@@ -96,6 +96,12 @@ def test_defaults_depend_on_what_is_trained() -> None:
         ({"stage": "coarse", "guidance": 11.0}, "guidance is 11.0: it must be 1 to 10"),
         ({"stage": "text", "guidance": 3.0}, "guidance is 3.0: it needs to know what is likely without"),
         ({"stage": "fine", "bare": 0.1}, "bare is 0.1: it belongs to stages text and coarse"),
+        ({"stage": "fine", "fine_smoothing": 11.0}, "fine_smoothing is 11.0: it must be 0 to 10"),
+        ({"stage": "coarse", "fine_smoothing": 0.3}, "fine_smoothing is 0.3: it belongs to stage fine"),
+        (
+            {"stage": "fine", "fine_smoothing": 0.3, "model": None, "config": "c.json"},
+            "fine_smoothing is 0.3: it asks the codec which codes are near",
+        ),
         ({"stage": "coarse", "alignment": 0.5}, "alignment is 0.5: it belongs to stage text"),
         ({"stage": "text", "alignment": 11.0}, "alignment is 11.0: it must be 0 to 10"),
         ({"stage": "coarse", "text_noise": 0.2}, "text_noise is 0.2: it belongs to stage text"),

@@ -453,6 +453,70 @@ class Guided:
         return hidden[..., a:b]
 
 
+class TestSmoothing:
+    """`fine_smoothing`: codes near the true one are right as well."""
+
+    size = 256
+    vectors = np.random.default_rng(0).standard_normal((3, size, 16)) * np.array([4.0, 1.0, 0.1])[:, None, None]
+    vectors = vectors * np.exp(0.5 * np.random.default_rng(3).standard_normal((3, size, 1)))  # short ones and long ones
+    ids = np.random.default_rng(1).integers(0, size, (3, 50))
+
+    def right(self, smoothing: float) -> np.ndarray:
+        """How right each code is (Q, true, code), written out."""
+        out = []
+        for table in self.vectors:
+            distance = np.square(table[:, None] - table).sum(-1) / (smoothing * np.square(table).sum(-1).mean())
+            out.append(np.exp(-distance) / np.exp(-distance).sum(axis=1, keepdims=True))
+        return np.stack(out)
+
+    def smoothed(self, logits: np.ndarray, smoothing: float) -> jax.Array:
+        scaled = loss.scaled(jnp.asarray(self.vectors, jnp.float32), smoothing)
+        return loss.smoothed(jnp.asarray(logits, jnp.float32), jnp.asarray(self.ids), scaled)
+
+    @pytest.mark.parametrize("smoothing", [0.1, 0.33, 3.0])
+    def test_it_is_the_cross_entropy_with_what_is_right(self, smoothing: float) -> None:
+        logits = np.random.default_rng(2).standard_normal((3, 50, self.size))
+        likely = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        right = np.stack([table[ids] for table, ids in zip(self.right(smoothing), self.ids, strict=True)])
+        np.testing.assert_allclose(self.smoothed(logits, smoothing), -(right * likely).sum(-1), rtol=1e-4)
+
+    def test_without_smoothing_only_the_true_code_is_right(self) -> None:
+        logits = np.random.default_rng(2).standard_normal((3, 50, self.size))
+        true = -jax.nn.log_softmax(jnp.asarray(logits))
+        true = jnp.take_along_axis(true, jnp.asarray(self.ids)[..., None], axis=-1)[..., 0]
+        np.testing.assert_allclose(self.smoothed(logits, 1e-4), true, rtol=1e-4, atol=1e-4)
+
+    def test_what_is_not_known_is_left_out(self) -> None:
+        """A network that knows nothing draws, sharpened, short codes; without smoothing, noise as loud as the true."""
+        energy = np.square(self.vectors).sum(-1)
+        distance = np.square(self.vectors[:, None] - self.vectors[:, :, None]).sum(-1).mean(axis=1)
+
+        def drawn(smoothing: float) -> list[np.ndarray]:
+            """Energy of what is drawn, and its distance from the true code: of the mean energy, for each codebook."""
+            guess = self.right(smoothing).mean(axis=1) ** 4  # learnt of true codes that are all as likely
+            guess /= guess.sum(axis=1, keepdims=True)
+            return [(guess * x).sum(axis=1) / energy.mean(axis=1) for x in (energy, distance)]
+
+        loud, far = drawn(1e-4)
+        assert np.allclose(loud, 1) and np.all(far > 1.9)
+        loud, far = drawn(0.33)
+        assert np.all(loud < 0.35) and np.all(far < 1.35)
+
+    def test_only_a_fine_stage_with_codebooks_is_smoothed(self) -> None:
+        rng = np.random.default_rng(0)
+        some = [examples.example("fine", CONFIG, row(40, i), None, rng) for i in range(3)]
+        batch = jax.tree.map(jnp.asarray, examples.collate("fine", CONFIG, some, range(3), examples.length(some[0])))
+        network = models.networks(CONFIG)["fine"].module
+        size = (CONFIG.fine.n_codebooks, CONFIG.fine.codebook_size, 4)
+        vectors = jax.random.normal(jax.random.key(0), size)
+        plain, counts = loss.nll("fine", CONFIG, network, batch)
+        near, same = loss.nll("fine", CONFIG, network, batch, vectors=loss.scaled(vectors, 1e-5))
+        np.testing.assert_allclose(near, plain, rtol=1e-4)
+        np.testing.assert_array_equal(counts, same)
+        far, _ = loss.nll("fine", CONFIG, network, batch, vectors=loss.scaled(vectors, 0.33))
+        assert np.all(np.abs(np.asarray(far - plain)) > 1e-3)
+
+
 @pytest.mark.parametrize("stage", ["text", "coarse"])
 class TestGuidance:
     """`guidance`: the network's output is taken for what guidance would draw from."""

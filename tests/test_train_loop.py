@@ -710,6 +710,36 @@ def test_a_row_that_is_not_finite_stops_training(make: Any, tmp_path: Path) -> N
         loop.train(config, progress=False)
 
 
+def test_a_fine_stage_that_leaves_out_what_it_does_not_know(make: Any, tmp_path: Path) -> None:
+    """Its loss is another one, the same on as many devices and parts, and the codec's codebooks are a setting of it."""
+    config = make(stage="fine", steps=4, save_every=2, fine_smoothing=0.33)
+    loop.train(config, progress=False)
+    losses = [line["loss"] for line in logged(Path(config.out)) if "loss" in line]
+    parts = dataclasses.replace(config, out=str(tmp_path / "parts"), accumulate=2)
+    loop.train(parts, progress=False)
+    np.testing.assert_allclose([x["loss"] for x in logged(Path(parts.out)) if "loss" in x], losses, rtol=1e-4)
+    plain = dataclasses.replace(config, out=str(tmp_path / "plain"), fine_smoothing=0.0)
+    loop.train(plain, progress=False)
+    assert abs(next(x["loss"] for x in logged(Path(plain.out)) if "loss" in x) - losses[0]) > 1e-2
+    shutil.copytree(str(config.model), tmp_path / "model")
+    codec = tensors(tmp_path / "model" / "codec.safetensors")
+    weights.write_file(tmp_path / "model" / "codec.safetensors", {name: 2 * x for name, x in codec.items()})
+    with pytest.raises(RunError, match="contents of model"):
+        loop.train(dataclasses.replace(config, model=str(tmp_path / "model")), progress=False)
+
+
+def test_a_run_goes_on_that_began_before_there_was_a_setting(make: Any) -> None:
+    config = make(steps=4, save_every=2)
+    loop.train(config, progress=False)
+    [path] = (Path(config.out) / "checkpoints" / "4" / "record").rglob("metadata")
+    record = json.loads(path.read_text())
+    del record["settings"]["fine_smoothing"], record["settings"]["guidance"]
+    path.write_text(json.dumps(record))
+    loop.train(config, progress=False)
+    with pytest.raises(RunError, match=r"guidance: it was 1\.0, and is 2\.0 now"):
+        loop.train(dataclasses.replace(config, guidance=2.0, bare=0.1), progress=False)
+
+
 def test_resuming_with_something_else_is_refused(make: Any, place: Path, tmp_path: Path) -> None:
     config = make(steps=4)
     result = loop.train(config, progress=False)

@@ -66,6 +66,10 @@ number of `steps`, and either `model` or `config`. Everything else has a default
     coarse_own                 0 .. < 1           0.0       stage coarse: share of the frames that show what the network
                                                             itself draws there: it meets its own mistakes (scheduled
                                                             sampling); a third more work
+    fine_smoothing             0 .. 10            0.0       stage fine: how far the right answer is spread to codes that
+                                                            are near the true one, see `loss.smoothed`. What the network
+                                                            cannot know it then leaves out, instead of drawing noise;
+                                                            bark-nano is trained with 0.33
     bare                       0 .. < 1           0.0       stages text and coarse: share of the prompts without any
                                                             text, or without any semantic token, for guidance
     guidance                   1 .. 10            1.0       stages text and coarse: learn to draw what guidance of this
@@ -193,6 +197,7 @@ class TrainConfig:
     text_noise: float = 0.0
     coarse_noise: float = 0.0
     coarse_own: float = 0.0
+    fine_smoothing: float = 0.0
     bare: float = 0.0
     guidance: float = 1.0
     alignment: float = 0.0
@@ -249,6 +254,13 @@ class TrainConfig:
             "it needs to know what is likely without text or semantic tokens: give bare, 0.1 will do",
         )
         need("alignment", 0 <= self.alignment <= 10, "it must be 0 to 10")
+        need("fine_smoothing", 0 <= self.fine_smoothing <= 10, "it must be 0 to 10")
+        need("fine_smoothing", self.stage == "fine" or self.fine_smoothing == 0, "it belongs to stage fine")
+        need(
+            "fine_smoothing",
+            self.fine_smoothing == 0 or self.config is None,
+            "it asks the codec which codes are near: name a model to start from (model), not config",
+        )
         for name in ("alignment", "joined", "text_noise"):
             need(name, self.stage == "text" or getattr(self, name) == 0, "it belongs to stage text")
         rate = self.learning_rate
@@ -337,6 +349,12 @@ class TrainConfig:
             name: str(value) if value == math.inf else list(value) if isinstance(value, tuple) else value
             for name, value in flat.items()
         }
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The defaults of `settings` that are the same for every run, as JSON values."""
+        found = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in FREE and f.name != "lora"}
+        return {name: value for name, value in found.items() if isinstance(value, int | float | str)}
 
     # --- TOML ---------------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -120,6 +120,7 @@ class Recipe:
       network: the module without memory (`weights.abstract`, or with adapters), whose names the tensors have.
       dtype: of the computation, "float32" or "bfloat16".
       mesh: one axis "data"; rows are divided over it, and everything else is on each of its devices.
+      vectors: of the fine stage, what `loss.smoothed` takes; None: no smoothing.
     """
 
     stage: str
@@ -133,6 +134,7 @@ class Recipe:
     coarse_own: float = 0.0
     guidance: float = 1.0
     alignment: float = 0.0
+    vectors: Any = field(default=None, compare=False)
 
     def loss(
         self, params: Tensors, frozen: Tensors, batch: Batch, dropout: Dropout | None, key: jax.Array | None = None
@@ -148,6 +150,7 @@ class Recipe:
             batch = loss.own_codes(self.model.coarse, network, batch, self.coarse_own, key)
         inputs: list[jax.Array] | None = [] if self.alignment > 0 and key is not None else None
         how: dict[str, Any] = {"dropout": dropout, "remat": self.remat, "guidance": self.guidance, "inputs": inputs}
+        how["vectors"] = self.vectors
         nll, counts = loss.nll(self.stage, self.model, network, batch, **how)
         if inputs is None:
             return nll, counts, jnp.zeros_like(nll)
@@ -303,6 +306,7 @@ class Trainer:
       model: the whole model's config.
       tensors: name → float32 array, of the stage's network; with LoRA, without adapters.
       devices: None: all of this process.
+      codebooks: (Q, codebook_size, D) of the codec, which `fine_smoothing` asks.
 
     Attributes:
       params: name → float32 array, what is trained.
@@ -321,6 +325,7 @@ class Trainer:
         tensors: Mapping[str, np.ndarray],
         *,
         devices: Sequence[jax.Device] | None = None,
+        codebooks: np.ndarray | None = None,
     ):
         devices = list(devices or jax.local_devices())
         check_devices(config, len(devices))
@@ -348,6 +353,9 @@ class Trainer:
             coarse_own=config.coarse_own,
             guidance=config.guidance,
             alignment=config.alignment,
+            vectors=None
+            if codebooks is None
+            else np.asarray(loss.scaled(jnp.asarray(codebooks), config.fine_smoothing)),
         )
         self.optimizer = make_optimizer(config)
         self.compiled_step = make_step(self.recipe, self.optimizer)
@@ -558,16 +566,17 @@ def _prepare(config: TrainConfig, run: Run) -> _Plan:
     validation = Validation(model, config.stage, corpus, checked, options=options, **how) if len(checked) else None
 
     tensors = source.tensors()
-    trainer = Trainer(config, model, tensors)
+    codebooks = source.codebooks() if config.fine_smoothing > 0 else None
+    trainer = Trainer(config, model, tensors, codebooks=codebooks)
     params, optimizer = trainer.abstract()
     settings = {
         **config.settings(),
         "dtype": trainer.recipe.dtype,
         "contents of data": corpus.digest,
         "contents of rehearsal": None if others is None else others.digest,
-        "contents of model": _digest(model, tensors),
+        "contents of model": _digest(model, tensors if codebooks is None else tensors | {"codebooks": codebooks}),
     }
-    run.check(settings)
+    run.check(settings, defaults=config.defaults())
     # Of one checkpoint while it is written; the product is not larger.
     run.check_room(sum(leaf.size * leaf.dtype.itemsize for leaf in [*params.values(), *optimizer.values()]))
     trained, total = trainer.sizes
@@ -613,6 +622,11 @@ class _Source:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             made = weights.names(weights.build(self.config, self.network, seed=self.seed))
         return {name: np.asarray(tensor) for name, tensor in made.items()}
+
+    def codebooks(self) -> np.ndarray:
+        """What the codec's codes stand for. Raises `CheckpointError` as `weights.read_network` does."""
+        assert self.folder is not None  # `TrainConfig` sees to it
+        return weights.read_network(self.folder / "codec.safetensors", self.config, "codec")["quantizer.codebooks"]
 
 
 def check_model(config: TrainConfig, model: BarkConfig) -> None:

@@ -35,6 +35,7 @@ def nll(
     remat: str = "none",
     guidance: float = 1.0,
     inputs: list[jax.Array] | None = None,
+    vectors: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of a batch.
 
@@ -45,6 +46,7 @@ def nll(
       remat: what to keep for the gradient, see `bark_jax.gpt.REMAT`.
       guidance: of the text and coarse stages, see `unguided`.
       inputs: of the text and coarse stages, a list that what goes into each block is appended to, for `lost`.
+      vectors: of the fine stage, what the codes stand for, see `smoothed`; None: only the true code is right.
 
     Returns:
       Per row the sum over its targets (B,) float32, in nats, and the number of targets (B,) int32.
@@ -58,7 +60,10 @@ def nll(
         plain = unguided(logits, jax.lax.stop_gradient(without), guidance)
         shown = jnp.any(batch.inputs[place] != pad, axis=-1)
         logits = jnp.where(shown[:, None, None], plain, logits)
-    losses = _cross_entropy(logits, codes)
+    if vectors is None:
+        losses = _cross_entropy(logits, codes)
+    else:
+        losses = smoothed(logits, codes, jnp.asarray(vectors)[batch.codebook])
     return jnp.sum(jnp.where(counted, losses, 0.0), axis=1), jnp.sum(counted, axis=1, dtype=jnp.int32)
 
 
@@ -201,6 +206,36 @@ def _fine(config: FineConfig, network: FineGPT, batch: Batch, dropout: Dropout |
     hidden = network.hidden(x, dropout=dropout, remat=remat)
     heads = jax.vmap(lambda k: network.head(k)[: config.codebook_size])(batch.codebook)
     return jax.vmap(matmul)(hidden, heads), batch.targets, batch.targets != IGNORE
+
+
+def scaled(codebooks: jax.Array, smoothing: float) -> jax.Array:
+    """Codebooks (Q, V, D) of a codec → what `smoothed` takes: `smoothing` mean squares of one are a distance of 1."""
+    energy = jnp.mean(jnp.sum(jnp.square(codebooks), axis=-1), axis=-1)
+    return codebooks / jnp.sqrt(smoothing * energy)[:, None, None]
+
+
+def smoothed(logits: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Cross-entropy where codes near the true one are right as well, less so the farther they are.
+
+    How right a code is falls with the squared distance d of its vector from the true one, exp(-d), the sum over the
+    codes being 1. Label smoothing (Szegedy et al., arXiv 1512.00567), but not towards all codes alike.
+
+    A code of the fine codebooks is a vector that is added to those of the codebooks below. Where the network does not
+    know which one it is, a draw from what is likely adds a vector that has nothing to do with the true one: noise, and
+    a distance twice as large as without any. Of codes that are near to many others, short ones are near to the most,
+    so a network trained so draws a short one where it does not know, and the others where it does.
+
+    Args:
+      logits: (B, T, V).
+      ids: (B, T); below 0 they count as 0, for the caller to leave out.
+      vectors: (B, V, D), of the codebook that each row is due, as `scaled` gives them.
+
+    Returns:
+      (B, T), in nats. At best it is the entropy of what is right, not 0.
+    """
+    true = jnp.take_along_axis(vectors, jnp.maximum(ids, 0)[..., None], axis=1)
+    near = 2 * jnp.einsum("btd,bvd->btv", true, vectors) - jnp.sum(jnp.square(vectors), axis=-1)[:, None]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jax.nn.softmax(near, axis=-1) * logits, axis=-1)
 
 
 def _cross_entropy(logits: jax.Array, ids: jax.Array) -> jax.Array:
