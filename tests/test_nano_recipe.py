@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import string
+import zlib
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 pytest.importorskip("pyarrow")
 
@@ -20,7 +25,7 @@ from bark_jax.bark import load
 from bark_jax.train import data
 from bark_jax.train.alignment import Sounds
 from bark_jax.train.config import TrainConfig
-from recipes.bark_nano import corpus, first_weights, fit, gpts, speech
+from recipes.bark_nano import corpus, first_weights, fit, gpts, prompts, speech
 
 CONFIG = gpts.config()
 RECIPE = Path(gpts.__file__).parent
@@ -211,7 +216,7 @@ def test_a_model_is_assembled(tmp_path: Path, first: Any) -> None:
         low, high = (int(s * CONFIG.semantic.rate_hz) for s in gpts.PROMPT_S)
         assert low <= len(voice.semantic) <= high, name
         assert bark._library.get(name) == voice
-    assert sum(path.stat().st_size for path in (tmp_path / "nano").rglob("*")) < 40e6
+    assert sum(len(zlib.compress(path.read_bytes())) for path in (tmp_path / "nano").rglob("*.*")) < 38e6  # in a wheel
     wave = bark.decode(voices["af_heart"].fine)
     assert bark.audio_to_semantic(wave).shape == (voices["af_heart"].fine.shape[1] * 2 // 3,)
 
@@ -226,6 +231,83 @@ def test_training_goes_on_from_kept_networks(tmp_path: Path, first: Any) -> None
         found = weights.read_network(tmp_path / "next" / f"{network}.safetensors", CONFIG, network)
         expected = kept if network == "coarse" else expected
         assert all(np.array_equal(x, expected[name].astype(np.float32)) for name, x in found.items())
+
+
+def test_sharper_logits(first: Any) -> None:
+    """What is shipped has logits a factor larger, whether heads are tables of their own or of the inputs as well."""
+    ids = np.random.default_rng(0).integers(0, 300, (1, 20, CONFIG.fine.n_codebooks))
+
+    def logits(network: str, tensors: Any) -> jax.Array:
+        module = weights.fill(weights.build(CONFIG, network), {n: jnp.asarray(x) for n, x in tensors.items()})
+        if network == "fine":
+            return module(3, jnp.asarray(ids))
+        return module.logits(module.hidden(module.embed(jnp.asarray(ids[..., 0]))))
+
+    for network, factor in gpts.SHARPER.items():
+        said = logits(network, first[network])
+        np.testing.assert_allclose(
+            logits(network, gpts._sharper(first[network], factor)), factor * said, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("more", [1, 3, 6])
+def test_a_deeper_network_computes_what_it_did(more: int, tmp_path: Path) -> None:
+    """Weights of fewer blocks than `config` has now begin with new ones that add nothing, and are not at rest."""
+    part = CONFIG.coarse.network
+    fewer = dataclasses.replace(part, n_layer=part.n_layer - more)
+    before = dataclasses.replace(CONFIG, coarse=dataclasses.replace(CONFIG.coarse, network=fewer))
+    small = weights.build(before, "coarse")
+    (tmp_path / "kept").mkdir()
+    weights.write_file(
+        tmp_path / "kept" / "coarse.safetensors", {n: np.asarray(x) for n, x in weights.names(small).items()}
+    )
+    gpts.begin(tmp_path / "next", tmp_path / "kept")
+    found = weights.read_network(tmp_path / "next" / "coarse.safetensors", CONFIG, "coarse")
+    large = weights.fill(weights.build(CONFIG, "coarse"), {n: jnp.asarray(x) for n, x in found.items()})
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, part.output_vocab_size, (2, 40)))
+
+    def loss(network: Any) -> jax.Array:
+        return jnp.square(network.logits(network.hidden(network.embed(ids)))).mean()
+
+    value, moved = nnx.value_and_grad(loss)(large)
+    assert value == loss(small)
+    still = [n for n, x in found.items() if n.endswith("c_proj.weight") and not x.any()]
+    assert len(still) == 2 * more
+    assert all(np.abs(weights.names(moved)[n]).max() > 0 for n in still)
+
+
+class TestPrompts:
+    def test_understood_and_alike_is_better(self) -> None:
+        row = {"words": 10, "wrong": 2, "ge2e": 0.8}
+        assert prompts.score([row]) == pytest.approx(0.6)
+        assert prompts.score([row, row | {"words": 30}]) == pytest.approx(0.7)  # of all words, not of all clips
+        said = [row | {"id": "b"}, row | {"id": "a"}, row | {"id": "c", "ge2e": 0.9}, row | {"id": "d", "wrong": 5}]
+        assert prompts.best(said, 3) == ["c", "a", "b"]
+
+    @with_rows
+    def test_sentences_are_of_validation_rows_short_and_long(self) -> None:
+        chosen = prompts.texts(gpts.MADE / "rows", prompts.N_TEXTS)
+        assert len(set(chosen)) == prompts.N_TEXTS
+        lengths = [len(text) for text in chosen]
+        assert max(lengths[: prompts.N_FIRST]) > 2 * min(lengths[: prompts.N_FIRST])
+        found = {}
+        for file in data.find([gpts.MADE / "rows"]):
+            for row in pyarrow.parquet.read_table(file, columns=["text", "split", "voice"]).to_pylist():
+                found.setdefault(row["text"], []).append((row["split"], row["voice"]))
+        for text_ in chosen:
+            assert any(split == "validation" and voice != corpus.BULK for split, voice in found[text_])
+        with pytest.raises(ValueError, match="are needed"):
+            prompts.texts(gpts.MADE / "rows", 10_000)
+
+    @with_rows
+    def test_kept_presets_are_the_chosen_clips(self) -> None:
+        rows = {row["id"]: (voice, row) for voice, some in gpts.prompt_rows(gpts.MADE / "rows").items() for row in some}
+        ids = json.loads(gpts.PROMPTS.read_text("utf-8"))
+        kept = load(device="cpu")
+        assert sorted(ids) == sorted(gpts.VOICES) == kept.voices()
+        for name, id in ids.items():
+            voice, row = rows[id]
+            assert voice == name and kept._library.get(name) == gpts.as_voice(row), name
 
 
 @pytest.mark.parametrize("network", gpts.STAGES.values())

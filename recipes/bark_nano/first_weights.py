@@ -12,6 +12,8 @@ places, near and wide, and for neighbours. Nothing is fixed by that: it is where
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from bark_jax import tokens
@@ -104,6 +106,34 @@ def gpt(tensors: Tensors, config: BarkConfig, network: str, pieces_per_unit: flo
                 matrix[:] = 0.0
                 matrix[:n, table * n : (table + 1) * n] = part
     return made
+
+
+def deeper(tensors: Tensors, n_layer: int) -> Tensors:
+    """A trained GPT with more blocks that computes what it did: learning goes on in a larger network.
+
+    The new blocks come between the others, evenly. Each starts as its lower neighbour, but for its two projections back
+    into the residual stream, which are zero: it adds nothing yet, and has something to add at once.
+
+    Args:
+      tensors: by name, as `bark_jax.weights.names` gives them; not changed.
+      n_layer: blocks wanted, as many as there are or more.
+    """
+    n = n_blocks(tensors)
+    made = {name: x for name, x in tensors.items() if not name.startswith("blocks.")}
+    before = -1
+    for layer in range(n_layer):
+        source = layer * n // n_layer
+        for name, x in tensors.items():
+            if name.startswith(prefix := f"blocks.{source}."):
+                adds = name.endswith(".c_proj.weight") and source == before
+                made[f"blocks.{layer}.{name[len(prefix) :]}"] = np.zeros_like(x) if adds else x
+        before = source
+    return made
+
+
+def n_blocks(names: Iterable[str]) -> int:
+    """Blocks of a GPT with tensors of these names."""
+    return len({name.split(".")[1] for name in names if name.startswith("blocks.")})
 
 
 ASKED, HELD, STEP = 0, 1, 2

@@ -13,6 +13,7 @@ beside this one.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import shutil
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import safetensors
 import safetensors.numpy
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -123,7 +125,7 @@ def config() -> BarkConfig:
     )
     n_codes = 2 * CODEC.codebook_size
     coarse = CoarseConfig(
-        network=GPTConfig(6, 5, 160, N_UNITS + n_codes + 2, N_UNITS + n_codes, block_size=152 + 300 + 90),
+        network=GPTConfig(9, 5, 160, N_UNITS + n_codes + 2, N_UNITS + n_codes, block_size=152 + 300 + 90),
         semantic_length=152,  # of 300 tokens before, of the 90 that come, and of 0.4 s after them
         semantic_pad_token=N_UNITS + n_codes,
         infer_token=N_UNITS + n_codes + 1,
@@ -136,14 +138,16 @@ def config() -> BarkConfig:
     return BarkConfig(semantic, coarse, fine, CODEC, fingerprint="bark-nano-2")
 
 
-SHARPER = {"semantic": 0.7 / 0.4}
-"""Shipped logits over trained ones: generation's default temperature of 0.7 draws text as 0.4 would, which fewer words
-suffer from (`README.md`, "The GPTs")."""
+SHARPER = {"semantic": 0.7 / 0.4, "fine": 0.5 / 0.25}
+"""Shipped logits over trained ones. Generation's default temperature of 0.7 draws text as 0.4 would, which fewer words
+suffer from; that of fine, 0.5, as 0.25: codes that it does not know are left out then (`README.md`, "The GPTs")."""
 
 VOICES = "af_heart af_bella af_aoede am_puck am_fenrir am_onyx bf_emma bf_isabella bm_lewis bm_fable".split()
 """Presets: Kokoro's names, of its American and British voices, female and male."""
-PROMPT_S = (4.0, 7.0)
-"""Length of the clip that a preset is."""
+PROMPT_S = (2.5, 8.0)
+"""Length of the clip that a preset is: coarse hears its last 2 s, fine its last 1.3."""
+PROMPTS = MADE / "prompts.json"
+"""The id of each preset's clip, as `prompts` chose them."""
 
 
 def begin(folder: Path, trained: Path | None = None) -> None:
@@ -187,13 +191,25 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
 
 
 def _sharper(tensors: Mapping[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
-    """Tensors of a network whose logits are `factor` times as large."""
-    return {name: np.float32(factor) * x if name == "lm_head.weight" else x for name, x in tensors.items()}
+    """Tensors of a network whose logits are `factor` times as large.
+
+    Fine's heads are its tables of inputs as well, so what goes into them is scaled.
+    """
+    scaled = ["lm_head.weight"] if "lm_head.weight" in tensors else ["ln_f.weight", "ln_f.bias"]
+    return {name: np.float32(factor) * x if name in scaled else x for name, x in tensors.items()}
 
 
 def _trained(path: Path, network: str) -> dict[str, np.ndarray]:
-    """Of a network that `assemble` wrote, the tensors that it was given."""
-    return _sharper(weights.read_network(path, config(), network), 1 / SHARPER.get(network, 1))
+    """Of a network that `assemble` wrote, the tensors that it was given; with new blocks, if `config` has more now."""
+    settings, n_layer = config(), getattr(config(), network).network.n_layer
+    with safetensors.safe_open(path, framework="numpy") as file:
+        n_written = first_weights.n_blocks(file.keys())
+    if n_written < n_layer:
+        part = getattr(settings, network)
+        part = dataclasses.replace(part, network=dataclasses.replace(part.network, n_layer=n_written))
+        settings = dataclasses.replace(settings, **{network: part})
+    tensors = _sharper(weights.read_network(path, settings, network), 1 / SHARPER.get(network, 1))
+    return first_weights.deeper(tensors, n_layer) if n_written < n_layer else tensors
 
 
 def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -222,24 +238,30 @@ def without_bulk(rows: Path, folder: Path) -> None:
                 pyarrow.parquet.write_table(table.filter(pyarrow.array(others)), made / file.name)
 
 
-def preset(rows: Iterable[Mapping[str, Any]]) -> Voice:
-    """A voice out of its rows: the clip whose length is nearest to the middle of `PROMPT_S`."""
-    rate = config().semantic.rate_hz
-    chosen = min(rows, key=lambda row: (abs(len(row["semantic"]) / rate - sum(PROMPT_S) / 2), row["id"]))
-    fine = np.array(chosen["fine"], np.int32)
-    return Voice(np.array(chosen["semantic"], np.int32), fine[:2], fine, model=config().fingerprint)
+def as_voice(row: Mapping[str, Any]) -> Voice:
+    """A clip of the corpus as a voice prompt."""
+    fine = np.array(row["fine"], np.int32)
+    return Voice(np.array(row["semantic"], np.int32), fine[:2], fine, model=config().fingerprint)
 
 
-def presets(rows: Path) -> dict[str, Voice]:
-    """The voices of `VOICES`, from their clips in the training set."""
+def prompt_rows(rows: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of each of `VOICES`, the clips of the training set that may be its preset: `PROMPT_S` long."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in VOICES}
+    low, high = (seconds * config().semantic.rate_hz for seconds in PROMPT_S)
     for file in sorted(rows.glob("said-*.parquet")):
         table = pyarrow.parquet.read_table(file, columns=["id", "voice", "split", "semantic", "fine"])
         chosen = [name in found for name in table["voice"].to_pylist()]
         for row in table.filter(pyarrow.array(chosen)).to_pylist():
-            if row["split"] == "train":
+            if row["split"] == "train" and low <= len(row["semantic"]) <= high:
                 found[row["voice"]].append(row)
-    return {name: preset(clips) for name, clips in found.items()}
+    return found
+
+
+def presets(rows: Path) -> dict[str, Voice]:
+    """The voices of `VOICES`, from the clips of `PROMPTS`."""
+    ids = json.loads(PROMPTS.read_text("utf-8"))
+    found = {row["id"]: as_voice(row) for clips in prompt_rows(rows).values() for row in clips}
+    return {name: found[ids[name]] for name in VOICES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
