@@ -470,8 +470,8 @@ class TestSmoothing:
         return np.stack(out)
 
     def smoothed(self, logits: np.ndarray, smoothing: float) -> jax.Array:
-        scaled = loss.scaled(jnp.asarray(self.vectors, jnp.float32), smoothing)
-        return loss.smoothed(jnp.asarray(logits, jnp.float32), jnp.asarray(self.ids), scaled)
+        scaled = loss.scaled(self.vectors.astype(np.float32), smoothing)
+        return loss.smoothed(jnp.asarray(logits, jnp.float32), jnp.asarray(self.ids), jnp.asarray(scaled))
 
     @pytest.mark.parametrize("smoothing", [0.1, 0.33, 3.0])
     def test_it_is_the_cross_entropy_with_what_is_right(self, smoothing: float) -> None:
@@ -508,7 +508,7 @@ class TestSmoothing:
         batch = jax.tree.map(jnp.asarray, examples.collate("fine", CONFIG, some, range(3), examples.length(some[0])))
         network = models.networks(CONFIG)["fine"].module
         size = (CONFIG.fine.n_codebooks, CONFIG.fine.codebook_size, 4)
-        vectors = jax.random.normal(jax.random.key(0), size)
+        vectors = rng.standard_normal(size).astype(np.float32)
         plain, counts = loss.nll("fine", CONFIG, network, batch)
         near, same = loss.nll("fine", CONFIG, network, batch, vectors=loss.scaled(vectors, 1e-5))
         np.testing.assert_allclose(near, plain, rtol=1e-4)

@@ -736,6 +736,8 @@ def test_a_run_goes_on_that_began_before_there_was_a_setting(make: Any) -> None:
     del record["settings"]["fine_smoothing"], record["settings"]["guidance"]
     path.write_text(json.dumps(record))
     loop.train(config, progress=False)
+    with Run(config.out) as run:
+        run.check(config.settings() | {"dtype": "float32"}, partly=True)  # as fine-tuning asks before its first stage
     with pytest.raises(RunError, match=r"guidance: it was 1\.0, and is 2\.0 now"):
         loop.train(dataclasses.replace(config, guidance=2.0, bare=0.1), progress=False)
 

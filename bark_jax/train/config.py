@@ -54,11 +54,12 @@ number of `steps`, and either `model` or `config`. Everything else has a default
                                                             for a model that will be run with less than 630, too
     joined                     0 .. < 1           0.0       stage text: how likely a row goes on with another one of its
                                                             voice, and that one with a third, as far as they fit: long
-                                                            texts for a model whose clips are short
+                                                            texts for a model whose clips are short; bark-nano is
+                                                            trained with 0.7
     text_noise                 0 .. < 1           0.0       stage text: share of a clip's semantic tokens that are shown
                                                             wrongly, in stretches from elsewhere in the clip, so that
                                                             the model finds its place again after its own mistakes;
-                                                            bark-nano is trained with 0.2
+                                                            bark-nano is trained with 0.15
     coarse_noise               0 .. < 1           0.0       stage coarse: share of a clip's frames that the prompt shows
                                                             wrongly, in stretches from elsewhere in the clip, so that
                                                             the model finds its way back after its own mistakes;

@@ -149,9 +149,8 @@ class Recipe:
         if self.coarse_own > 0 and key is not None:
             batch = loss.own_codes(self.model.coarse, network, batch, self.coarse_own, key)
         inputs: list[jax.Array] | None = [] if self.alignment > 0 and key is not None else None
-        how: dict[str, Any] = {"dropout": dropout, "remat": self.remat, "guidance": self.guidance, "inputs": inputs}
-        how["vectors"] = self.vectors
-        nll, counts = loss.nll(self.stage, self.model, network, batch, **how)
+        how: dict[str, Any] = {"dropout": dropout, "remat": self.remat, "guidance": self.guidance}
+        nll, counts = loss.nll(self.stage, self.model, network, batch, inputs=inputs, vectors=self.vectors, **how)
         if inputs is None:
             return nll, counts, jnp.zeros_like(nll)
         return nll, counts, loss.lost(self.model.semantic, network, batch, inputs)
@@ -353,9 +352,7 @@ class Trainer:
             coarse_own=config.coarse_own,
             guidance=config.guidance,
             alignment=config.alignment,
-            vectors=None
-            if codebooks is None
-            else np.asarray(loss.scaled(jnp.asarray(codebooks), config.fine_smoothing)),
+            vectors=None if codebooks is None else loss.scaled(codebooks, config.fine_smoothing),
         )
         self.optimizer = make_optimizer(config)
         self.compiled_step = make_step(self.recipe, self.optimizer)
@@ -576,7 +573,7 @@ def _prepare(config: TrainConfig, run: Run) -> _Plan:
         "contents of rehearsal": None if others is None else others.digest,
         "contents of model": _digest(model, tensors if codebooks is None else tensors | {"codebooks": codebooks}),
     }
-    run.check(settings, defaults=config.defaults())
+    run.check(settings)
     # Of one checkpoint while it is written; the product is not larger.
     run.check_room(sum(leaf.size * leaf.dtype.itemsize for leaf in [*params.values(), *optimizer.values()]))
     trained, total = trainer.sizes

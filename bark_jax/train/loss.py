@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bark_jax.config import BarkConfig, CoarseConfig, FineConfig, SemanticConfig
 from bark_jax.gpt import CausalGPT, FineGPT
@@ -35,7 +36,7 @@ def nll(
     remat: str = "none",
     guidance: float = 1.0,
     inputs: list[jax.Array] | None = None,
-    vectors: jax.Array | None = None,
+    vectors: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of a batch.
 
@@ -208,10 +209,10 @@ def _fine(config: FineConfig, network: FineGPT, batch: Batch, dropout: Dropout |
     return jax.vmap(matmul)(hidden, heads), batch.targets, batch.targets != IGNORE
 
 
-def scaled(codebooks: jax.Array, smoothing: float) -> jax.Array:
+def scaled(codebooks: np.ndarray, smoothing: float) -> np.ndarray:
     """Codebooks (Q, V, D) of a codec → what `smoothed` takes: `smoothing` mean squares of one are a distance of 1."""
-    energy = jnp.mean(jnp.sum(jnp.square(codebooks), axis=-1), axis=-1)
-    return codebooks / jnp.sqrt(smoothing * energy)[:, None, None]
+    energy = np.square(codebooks).sum(axis=-1).mean(axis=-1)
+    return codebooks / np.sqrt(smoothing * energy)[:, None, None]
 
 
 def smoothed(logits: jax.Array, ids: jax.Array, vectors: jax.Array) -> jax.Array:

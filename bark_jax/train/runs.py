@@ -103,13 +103,10 @@ class Run:
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def check(
-        self, settings: Mapping[str, Any], *, partly: bool = False, defaults: Mapping[str, Any] | None = None
-    ) -> None:
+    def check(self, settings: Mapping[str, Any], *, partly: bool = False) -> None:
         """Compare with the settings of the run that is there, if there is one; `partly`: only those given.
 
-        Args:
-          defaults: what a setting is taken for that the run does not know, because it began before there was one.
+        One that the run does not know, because it began before there was such a setting, had its default.
 
         Raises:
           RunError: they differ; every key is named with the old and the new value.
@@ -120,7 +117,7 @@ class Run:
         if not isinstance(old, dict):
             raise RunError(f"the checkpoint at step {self.latest} of {self.folder} is damaged: it has no settings")
         new = json.loads(json.dumps(settings))
-        old = {key: value for key, value in (defaults or {}).items() if key in new} | old
+        old = {key: value for key, value in TrainConfig.defaults().items() if key in new} | old
         if partly:
             old = {key: value for key, value in old.items() if key in new}
         missing = object()
@@ -167,7 +164,7 @@ class Run:
         if self._manager is None:
             self._manager = self._open_manager()
         if settings is not None:
-            self.check(settings, defaults=config.defaults())
+            self.check(settings)
         # What a killed process was writing or removing. orbax would do it in a thread, which may outlive this object.
         remove_parts(self.folder)
         for path in (self.folder / CHECKPOINTS).iterdir():

@@ -7,7 +7,8 @@ units between them begin as nothing but their shortcuts. So no step is spent on 
 
 The GPTs: positions know where to look. What a position speaks of lies, but for the speed of speech, at a known place of
 its prompt: `places`. The position tables are sines of that place, and heads of the first two layers look for like
-places, near and wide, and for neighbours. Nothing is fixed by that: it is where learning starts.
+places, near and wide, and for neighbours. Nothing is fixed by that: it is where learning starts. A trained network may
+begin again with more blocks, as what it was: `deeper`.
 """
 
 from __future__ import annotations

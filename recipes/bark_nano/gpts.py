@@ -201,15 +201,12 @@ def _sharper(tensors: Mapping[str, np.ndarray], factor: float) -> dict[str, np.n
 
 def _trained(path: Path, network: str) -> dict[str, np.ndarray]:
     """Of a network that `assemble` wrote, the tensors that it was given; with new blocks, if `config` has more now."""
-    settings, n_layer = config(), getattr(config(), network).network.n_layer
+    part = getattr(config(), network)
     with safetensors.safe_open(path, framework="numpy") as file:
-        n_written = first_weights.n_blocks(file.keys())
-    if n_written < n_layer:
-        part = getattr(settings, network)
-        part = dataclasses.replace(part, network=dataclasses.replace(part.network, n_layer=n_written))
-        settings = dataclasses.replace(settings, **{network: part})
-    tensors = _sharper(weights.read_network(path, settings, network), 1 / SHARPER.get(network, 1))
-    return first_weights.deeper(tensors, n_layer) if n_written < n_layer else tensors
+        n_written = min(first_weights.n_blocks(file.keys()), part.network.n_layer)
+    written = dataclasses.replace(part, network=dataclasses.replace(part.network, n_layer=n_written))
+    tensors = weights.read_network(path, dataclasses.replace(config(), **{network: written}), network)
+    return first_weights.deeper(_sharper(tensors, 1 / SHARPER.get(network, 1)), part.network.n_layer)
 
 
 def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
