@@ -1,8 +1,9 @@
-"""Attention of all positions of a window to each other, with and without a causal mask, and its gradient.
+"""Attention of all positions of a window to each other, with and without a causal mask, and its gradient; and of one
+position to a cache.
 
-Takes the fused queries, keys and values of a block and gives the attended values; a cache, one position at a time, is
-`gpt`'s. On CPUs a few heads are computed together, block by block, which keeps their scores in the cache of the core
-and makes only those that a causal mask lets through; elsewhere all heads at once.
+Takes the fused queries, keys and values of a block, or those of the cache, and gives the attended values. On CPUs a few
+heads of a window are computed together, block by block, which keeps their scores in the cache of the core and makes
+only those that a causal mask lets through; elsewhere all heads at once.
 
 Shapes use: B rows, T positions, H heads, K size of a head, N = B·H, D = H·K width.
 """
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bark_jax import kernels
 from bark_jax.linear import dot
 
 MASKED = -1e30
@@ -28,6 +30,29 @@ def attend(qkv: jax.Array, n_head: int, causal: bool) -> jax.Array:
     return lax.platform_dependent(
         qkv, cpu=lambda x: _few_heads(x, n_head, causal), default=lambda x: _all_heads(x, n_head, causal)
     )
+
+
+def attend_slots(q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
+    """Attention of one position of each row to the slots of a cache.
+
+    Args:
+      q: (N, K), rows of a batch head by head.
+      keys, values: (N, S, K).
+      bias: (B, S), added to the scores: 0, or `MASKED` for a slot that the row must not see.
+
+    Returns:
+      (N, K) float32.
+    """
+    if not kernels.attends(keys):
+        return _all_slots(q, keys, values, bias)
+    return lax.platform_dependent(q, keys, values, bias, cpu=kernels.attend, default=_all_slots)
+
+
+def _all_slots(q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
+    scores = dot(q, keys, (((1,), (2,)), ((0,), (0,)))) * (q.shape[-1] ** -0.5)  # (N, S)
+    scores = scores + jnp.repeat(bias, len(q) // len(bias), axis=0)
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    return dot(weights / jnp.sum(weights, axis=-1, keepdims=True), values, (((1,), (1,)), ((0,), (0,))))
 
 
 def _all_heads(qkv: jax.Array, n_head: int, causal: bool) -> jax.Array:

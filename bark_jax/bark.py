@@ -26,7 +26,7 @@ import numpy as np
 
 from bark_jax import adapters as adapter_files
 from bark_jax import audio as audio_files
-from bark_jax import clips, codec, compilation, hub, library, memory, placement, streaming, text, tokens
+from bark_jax import clips, codec, compilation, hub, library, memory, native, placement, streaming, text, tokens
 from bark_jax import units as unit_files
 from bark_jax import weights as checkpoints
 from bark_jax.adapters import Adapter
@@ -710,8 +710,8 @@ def load(
     Args:
       model: a native folder (from ``python -m convert``); a folder of Suno's ``.pt`` files, a Hugging Face Bark folder
         or a hub id such as ``suno/bark``, which are converted once, into the cache (needs ``bark-jax[convert]``).
-      dtype: of the weights, "float32", "bfloat16" or "int8" (a quarter of float32's memory; other speech than
-        float32's); None is bfloat16 on GPU and TPU, float32 on CPU.
+      dtype: of the weights, "float32", "bfloat16" or "int8" (a quarter of float32's memory, on CPUs the fastest;
+        other speech than float32's); None is bfloat16 on GPU and TPU, float32 on CPU.
       device: "cpu", "gpu", "tpu", or None for JAX's default, the best there is. Lists are dealt out to all devices of
         that kind that this process has, each with the weights, from the second on when they are first needed. A
         `jax.Device`: that one alone.
@@ -746,6 +746,8 @@ def load(
     folder, source = library.locate(model, revision=revision, local_files_only=local_files_only, sizes=sizes)
     there = memory.fitting(folder, dtype, there, offload=offload, chosen=mesh is not None)
     compilation.keep()
+    if first.devices[0].platform == "cpu":
+        native.prepare()
     whole = len(first.devices) == 1
     config, tokenizer_json, weights = checkpoints.read(
         folder, dtype=dtype, device=first.devices[0], host=offload or not whole

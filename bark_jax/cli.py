@@ -429,12 +429,13 @@ def info(model: str, local_files_only: bool) -> None:
     """Show what MODEL is made of, and what this machine offers."""
     import jax
 
-    from bark_jax import memory
+    from bark_jax import memory, native
 
     bark = bark_jax.load(model, device="cpu", dtype="float32", local_files_only=local_files_only)
     config = bark.config
     click.echo(f"bark-jax    {bark_jax.__version__} (jax {jax.__version__}, Python {sys.version.split()[0]})")
     click.echo(f"devices     {', '.join(str(device) for device in jax.devices())}")
+    click.echo(f"kernels     {native.status()}")
     click.echo(f"model       {model} (tokens of {config.fingerprint})")
     bases = bark.bases()
     for name, count in bark.parameters().items():

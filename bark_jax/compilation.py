@@ -34,11 +34,7 @@ def keep() -> Path | None:
     if chosen:
         return Path(chosen)
     try:
-        home = hub.cache_dir()
-        folder = home / "compiled"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for path in (home, folder):
-            _check_private(path)
+        folder = private("compiled")
     except OSError as error:
         warnings.warn(
             f"Compiled programs are not kept ({error}): the first sentence of every process waits for them. Set "
@@ -50,6 +46,20 @@ def keep() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_COMPILE_S)
+    return folder
+
+
+def private(name: str) -> Path:
+    """A folder of that name in `hub.cache_dir`, made if need be, for what is going to be executed.
+
+    Raises:
+      OSError: it cannot be made, or could be written to by others.
+    """
+    home = hub.cache_dir()
+    folder = home / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for path in (home, folder):
+        _check_private(path)
     return folder
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from bark_jax.attention import MASKED, attend, heads, thirds
+from bark_jax.attention import MASKED, attend, attend_slots, heads, thirds
 from bark_jax.config import FineGPTConfig, GPTConfig
 from bark_jax.linear import Dropout, Linear, dot, matmul
 
@@ -118,11 +118,6 @@ class LayerNorm(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
-def _softmax(scores: jax.Array) -> jax.Array:
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    return weights / jnp.sum(weights, axis=-1, keepdims=True)
-
-
 @jax.custom_vjp
 def _gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, in torch's form: XLA's own (with erfc) takes 2.5 times as long on CPUs."""
@@ -202,14 +197,13 @@ class Attention(nnx.Module):
     def step(
         self, x: jax.Array, keys: jax.Array, values: jax.Array, slot: jax.Array, bias: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Attend from one position: x (B, D), its keys and values written at `slot`, `bias` (N, S) added to scores."""
+        """Attend from one position: x (B, D), its keys and values written at `slot`, `bias` (B, S) added to scores."""
         rows, width = x.shape
         qkv = self.c_attn(x).reshape(rows, 3, self.n_head, width // self.n_head)
         q, k, v = (part.reshape(rows * self.n_head, -1) for part in qkv.transpose(1, 0, 2, 3))
         keys = lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype)[:, None], slot, axis=1)
         values = lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype)[:, None], slot, axis=1)
-        scores = dot(q, keys, (((1,), (2,)), ((0,), (0,)))) * (q.shape[-1] ** -0.5)  # (N, S)
-        y = dot(_softmax(scores + bias), values, (((1,), (1,)), ((0,), (0,))))  # (N, K)
+        y = attend_slots(q, keys, values, bias)  # (N, K)
         return self.c_proj(y.reshape(rows, width)), keys, values
 
 
@@ -336,7 +330,7 @@ class CausalGPT(nnx.Module):
           The new cache, and normalised states (B, D) for `logits`.
         """
         x = self.wte(token) + self.wpe(position)
-        bias = jnp.repeat(jnp.where(visible, 0.0, MASKED), self.config.n_head, axis=0)  # (N, S)
+        bias = jnp.where(visible, jnp.float32(0), MASKED)  # (B, S)
         keys, values = list(cache.keys), list(cache.values)
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"decode_{i}"):

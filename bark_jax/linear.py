@@ -20,6 +20,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bark_jax import kernels
 from bark_jax.flat import host
 
 
@@ -210,12 +211,20 @@ def _int8_matmul(x: jax.Array, weight: Int8) -> jax.Array:
     The sum of the products is exact: a result is the same in every batch. A single row is sent twice, see `_doubled`.
     """
     flat = x.reshape(-1, x.shape[-1])
-    largest = jnp.max(jnp.abs(flat), axis=-1, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1) / 127
-    rounded = jnp.rint(flat / scale).astype(jnp.int8)
-    sums = lax.dot_general(_doubled(rounded), weight.values, _ROWS, preferred_element_type=jnp.int32)[: len(rounded)]
-    y = sums.astype(jnp.float32) * scale * weight.scale
+    if kernels.multiplies(*flat.shape):
+        y = lax.platform_dependent(flat, weight.values, weight.scale, cpu=kernels.product, default=_int8_product)
+    else:
+        y = _int8_product(flat, weight.values, weight.scale)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _int8_product(flat: jax.Array, values: jax.Array, weight_scale: jax.Array) -> jax.Array:
+    """x (M, K) times (N, K) int8 with scales (N,) → (M, N), in XLA's own operations."""
+    largest = jnp.max(jnp.abs(flat), axis=-1, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1) * np.float32(1 / 127)
+    rounded = jnp.rint(flat * (1 / scale)).astype(jnp.int8)  # as XLA divides; so does `kernels.product`
+    sums = lax.dot_general(_doubled(rounded), values, _ROWS, preferred_element_type=jnp.int32)[: len(rounded)]
+    return sums.astype(jnp.float32) * scale * weight_scale
 
 
 def _doubled(x: jax.Array) -> jax.Array:

@@ -152,13 +152,18 @@ def commit() -> dict[str, Any]:
 
 
 def environment(device: Any) -> dict[str, Any]:
-    """Device, versions, commit, time and load: `device` is the `jax.Device` that is measured."""
+    """Device, versions, kernels of the CPU, commit, time and load: `device` is the `jax.Device` that is measured."""
+    from bark_jax import kernels, native
+
     name = cpu_model() if device.platform == "cpu" else device.device_kind
+    if device.platform == "cpu":
+        native.prepare()  # as loading a model will: what they are is of the record
     return {
         "device": {"platform": device.platform, "name": name, "cpu": cpu_model(), "cores": cores()},
         "system": f"{platform.system()} {platform.machine()}",
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "versions": versions(),
+        "kernels": kernels.variant(),
         **commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
     }

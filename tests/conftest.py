@@ -63,6 +63,17 @@ def _torch_threads() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kernels() -> None:
+    """From the first test on as after a model was loaded: with the kernels of this CPU, where it has some.
+
+    Otherwise what a test sees would depend on whether one before it has loaded a model. BARK_JAX_NATIVE=0: without.
+    """
+    from bark_jax import native
+
+    native.prepare()
+
+
 MAPPINGS = 20_000
 """Memory mappings of the process above which compiled programs are let go. Linux allows 65,530 (`vm.max_map_count`), a
 program takes several, all tests together more than there are, and XLA crashes where it is refused one."""

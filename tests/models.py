@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -132,3 +133,19 @@ def save_with_units(folder: Path) -> Path:
     sizes = units.UnitsConfig(width=16, n_blocks=3, n_mels=20, n_units=made.semantic.vocab_size)
     units.save(folder / "units.safetensors", sizes, weights.names(units.LogMelUnits(sizes, rngs=nnx.Rngs(0))))
     return folder
+
+
+def check_copies(hlo: str, shape: tuple[int, ...], n_layer: int) -> None:
+    """No copy, transpose or conversion as large as a cache, and each buffer updated in place exactly once."""
+    size = f"f32[{','.join(map(str, shape))}]"
+    made = [
+        (match.group(1), match.group(2))
+        for match in re.finditer(rf"%(\S+) = {re.escape(size)}\S* ([\w-]+)\(", hlo)
+        if match.group(2) not in ("parameter", "get-tuple-element", "bitcast")
+    ]
+    updates = [name for name, op in made if "dynamic-update-slice" in name or op == "dynamic-update-slice"]
+    entry = [name for name, op in made if op == "fusion" and "dynamic-update-slice" in name]
+    others = [item for item in made if item[0] not in updates]
+    assert not others, others
+    assert len(entry or updates) >= 2 * n_layer
+    assert "input_output_alias" in hlo  # the donated state is really reused

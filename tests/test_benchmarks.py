@@ -44,7 +44,7 @@ def test_environment_names_the_device_and_nobody():
     record = harness.environment(jax.devices("cpu")[0])
     assert record["device"]["platform"] == "cpu" and record["device"]["cores"] >= 1 and record["device"]["name"]
     assert {"python", "jax", "jaxlib", "flax", "numpy"} <= set(record["versions"])
-    assert set(record) >= {"commit", "dirty", "date", "load_before"}
+    assert set(record) >= {"commit", "dirty", "date", "load_before", "kernels"}
     text = json.dumps(record)
     assert socket.gethostname() not in text and str(harness.ROOT) not in text
     assert len(getpass.getuser()) < 4 or getpass.getuser() not in text

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import subprocess
 import sys
 
@@ -430,7 +429,7 @@ def test_no_copy_the_size_of_a_cache_in_the_compiled_steps(bark, rows, filtered)
         n=8,
         filtered=filtered,
     )
-    check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.semantic.network.n_layer)
+    models.check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.semantic.network.n_layer)
 
     state = coarse.empty(config.coarse, rows)
     step = coarse.advance.lower(
@@ -442,7 +441,7 @@ def test_no_copy_the_size_of_a_cache_in_the_compiled_steps(bark, rows, filtered)
         filtered=filtered,
     )
     assert state.cache.keys[0].shape[0] == rows * heads
-    check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.coarse.network.n_layer)
+    models.check_copies(step.compile().as_text(), state.cache.keys[0].shape, config.coarse.network.n_layer)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -465,22 +464,6 @@ def test_low_weights_are_never_widened_as_a_whole(rows, dtype):  # type: ignore[
     )
     smallest = min(tensor.nbytes for tensor in zeros.values() if tensor.ndim == 2 and tensor.shape[0] > 256)
     assert step.compile().memory_analysis().temp_size_in_bytes < smallest, (rows, dtype)
-
-
-def check_copies(hlo, shape, n_layer):  # type: ignore[no-untyped-def]
-    """No copy, transpose or conversion as large as a cache, and each buffer updated in place exactly once."""
-    size = f"f32[{','.join(map(str, shape))}]"
-    made = [
-        (match.group(1), match.group(2))
-        for match in re.finditer(rf"%(\S+) = {re.escape(size)}\S* ([\w-]+)\(", hlo)
-        if match.group(2) not in ("parameter", "get-tuple-element", "bitcast")
-    ]
-    updates = [name for name, op in made if "dynamic-update-slice" in name or op == "dynamic-update-slice"]
-    entry = [name for name, op in made if op == "fusion" and "dynamic-update-slice" in name]
-    others = [item for item in made if item[0] not in updates]
-    assert not others, others
-    assert len(entry or updates) >= 2 * n_layer
-    assert "input_output_alias" in hlo  # the donated state is really reused
 
 
 def test_64_bit_mode_changes_nothing(bark, tmp_path):  # type: ignore[no-untyped-def]

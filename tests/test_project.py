@@ -193,13 +193,14 @@ class TestMetadata:
 def test_imports_go_down_only() -> None:
     """What CONTRIBUTING.md draws: no module imports one above itself."""
     layers = [
-        {"config", "files", "flat", "lexicon", "settings", "spectra", "tokens"},
+        {"config", "files", "flat", "kernels", "lexicon", "settings", "spectra", "tokens"},
         {"attention", "linear"},
         {"gpt", "codec", "sampling", "text", "audio", "clips", "judges"},
         {"voice", "splitting"},
         {"semantic", "coarse", "fine", "hub", "hubert", "speech", "progress"},
         {"weights"},
         {"library", "adapters", "units", "compilation", "memory", "placement"},
+        {"native"},
         {"requests"},
         {"engine"},
         {"parallel"},
