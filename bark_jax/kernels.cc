@@ -2,7 +2,7 @@
 // one position to a cache. Called from compiled programs through XLA's FFI; the threads are XLA's.
 //
 // Compiled on the user's machine by `bark_jax.native`, for AVX512-VNNI or for AVX2 and FMA. Products are exactly what
-// `linear._int8_matmul` gives: the sums are of integers, and what is done in floating point is done in the same order.
+// `linear._int8_product` gives: the sums are of integers, and what is done in floating point is done in the same order.
 //
 // Shapes: M rows of activations, N outputs, K inputs.
 
@@ -60,9 +60,10 @@ inline Float to_nearest(Float x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_
 inline Float times_power_of_2(Float x, Float n) { return _mm512_scalef_ps(x, n); }
 inline float total(Float x) { return _mm512_reduce_add_ps(x); }
 inline float largest(Float x) { return _mm512_reduce_max_ps(x); }
-inline bool any_above(Float x, float limit) { return _mm512_cmp_ps_mask(x, all(limit), _CMP_GT_OQ) != 0; }
+// Of these two, what is not a number counts as above.
+inline bool any_above(Float x, float limit) { return _mm512_cmp_ps_mask(x, all(limit), _CMP_NLE_UQ) != 0; }
 inline Float where_above(Float x, float limit, Float y) {  // y, or 0
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(limit), _CMP_GT_OQ), y);
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(limit), _CMP_NLE_UQ), y);
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -108,10 +109,10 @@ inline float largest(Float x) {
   return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 inline bool any_above(Float x, float limit) {
-  return _mm256_movemask_ps(_mm256_cmp_ps(x, all(limit), _CMP_GT_OQ)) != 0;
+  return _mm256_movemask_ps(_mm256_cmp_ps(x, all(limit), _CMP_NLE_UQ)) != 0;
 }
 inline Float where_above(Float x, float limit, Float y) {
-  return _mm256_and_ps(_mm256_cmp_ps(x, all(limit), _CMP_GT_OQ), y);
+  return _mm256_and_ps(_mm256_cmp_ps(x, all(limit), _CMP_NLE_UQ), y);
 }
 
 #else
@@ -122,7 +123,7 @@ inline Float where_above(Float x, float limit, Float y) {
 // (expf.c of netlib.org/cephes).
 inline Float exponential(Float given) {
   const float least = -85.0f;
-  Float x = larger(given, all(least));
+  Float x = larger(all(least), given);  // in this order: what is not a number stays so
   Float n = to_nearest(x * all(1.44269504088896341f));
   x = fma(n, all(-0.693359375f), x);
   x = fma(n, all(2.12194440e-4f), x);
@@ -272,10 +273,11 @@ void some(const Rows& x, int64_t row, const int8_t* w, const float* scale, int64
   }
 }
 
-ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> w, ffi::Buffer<ffi::F32> scale,
-                   ffi::ResultBuffer<ffi::F32> y) {
-  int64_t m_all = x.dimensions()[0], k = x.dimensions()[1], n_all = w.dimensions()[0];
-  if (w.dimensions()[1] != k || int64_t(scale.dimensions()[0]) != n_all)
+ffi::Error Product(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR2<ffi::S8> w,
+                   ffi::BufferR1<ffi::F32> scale, ffi::ResultBufferR2<ffi::F32> y) {
+  const int64_t m_all = x.dimensions()[0], k = x.dimensions()[1], n_all = w.dimensions()[0];
+  if (k < 1 || k > 1 << 16 || w.dimensions()[1] != k || scale.dimensions()[0] != n_all ||
+      y->dimensions()[0] != m_all || y->dimensions()[1] != n_all)
     return ffi::Error::InvalidArgument("shapes of an 8-bit product do not fit");
   Rows x8(m_all, k);
   constexpr int64_t kAtOnce = 32;
@@ -347,12 +349,17 @@ void attend(const float* q, const float* keys, const float* values, int64_t slot
   for (int64_t c = 0; c < chunks; ++c) store(y + c * kLanes, sums[c] * share);
 }
 
-ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> keys, ffi::Buffer<ffi::F32> values,
-                  ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> y) {
+bool same(ffi::Span<const int64_t> a, ffi::Span<const int64_t> b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
+
+ffi::Error Attend(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> q, ffi::BufferR3<ffi::F32> keys,
+                  ffi::BufferR3<ffi::F32> values, ffi::BufferR2<ffi::F32> bias, ffi::ResultBufferR2<ffi::F32> y) {
   const int64_t heads = keys.dimensions()[0], slots = keys.dimensions()[1], size = keys.dimensions()[2];
-  const int64_t per_row = heads / std::max<int64_t>(bias.dimensions()[0], 1);
-  if (size % kLanes || size / kLanes > kMostChunks || int64_t(bias.dimensions()[1]) != slots ||
-      per_row * int64_t(bias.dimensions()[0]) != heads)
+  const int64_t rows = bias.dimensions()[0], per_row = rows > 0 ? heads / rows : 0;
+  if (size < 1 || size % kLanes || size / kLanes > kMostChunks || per_row * rows != heads ||
+      bias.dimensions()[1] != slots || !same(values.dimensions(), keys.dimensions()) || q.dimensions()[0] != heads ||
+      q.dimensions()[1] != size || !same(y->dimensions(), q.dimensions()))
     return ffi::Error::InvalidArgument("shapes of attention to a cache do not fit");
   parallel(pool, heads, [&](int64_t i) {
     static thread_local std::vector<float> scores;
@@ -369,16 +376,16 @@ ffi::Error Attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bark_jax_product, Product,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::BufferR2<ffi::S8>>()
+                                  .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Ret<ffi::BufferR2<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bark_jax_attend, Attend,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::BufferR3<ffi::F32>>()
+                                  .Arg<ffi::BufferR3<ffi::F32>>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Ret<ffi::BufferR2<ffi::F32>>());

@@ -22,8 +22,11 @@ FEW = 8
 _expected: Future[str | None] | None = None
 
 
-def expect(variant: Future[str | None]) -> None:
-    """Say that they are being made; the result is the instruction set that they are for, None if there will be none."""
+def expect(variant: Future[str | None] | None) -> None:
+    """Say that they are being made; the result is the instruction set that they are for, None if there will be none.
+
+    None instead of a future: nobody makes them any more.
+    """
     global _expected
     _expected = variant
 
@@ -40,7 +43,7 @@ def multiplies(rows: int, width: int) -> bool:
 
 
 def product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
-    """What `linear._int8_matmul` computes, bit for bit.
+    """What `linear._int8_product` computes, bit for bit where it is finite. Has no gradient.
 
     Args:
       x: (M, K) float32.
@@ -51,7 +54,8 @@ def product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
       (M, N) float32.
     """
     out = jax.ShapeDtypeStruct((x.shape[0], values.shape[0]), jnp.float32)
-    return jax.ffi.ffi_call(PREFIX + "product", out)(x, values, scale)
+    call = jax.ffi.ffi_call(PREFIX + "product", out, vmap_method="sequential")
+    return call(x.astype(jnp.float32), values, scale)
 
 
 def attends(keys: jax.Array) -> bool:
@@ -63,6 +67,8 @@ def attends(keys: jax.Array) -> bool:
 def attend(q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
     """What `attention.attend_slots` computes, but for the order of its sums; only slots that a row sees are read.
 
+    A row that sees nothing gets zeros. Has no gradient.
+
     Args:
       q: (N, K) float32.
       keys, values: (N, S, K) float32.
@@ -71,4 +77,5 @@ def attend(q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) ->
     Returns:
       (N, K) float32.
     """
-    return jax.ffi.ffi_call(PREFIX + "attend", jax.ShapeDtypeStruct(q.shape, jnp.float32))(q, keys, values, bias)
+    out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    return jax.ffi.ffi_call(PREFIX + "attend", out, vmap_method="sequential")(q, keys, values, bias)

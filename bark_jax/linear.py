@@ -221,7 +221,7 @@ def _int8_matmul(x: jax.Array, weight: Int8) -> jax.Array:
 def _int8_product(flat: jax.Array, values: jax.Array, weight_scale: jax.Array) -> jax.Array:
     """x (M, K) times (N, K) int8 with scales (N,) → (M, N), in XLA's own operations."""
     largest = jnp.max(jnp.abs(flat), axis=-1, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1) * np.float32(1 / 127)
+    scale = jnp.where(largest == 0, 1, largest) * np.float32(1 / 127)  # NaN stays so
     rounded = jnp.rint(flat * (1 / scale)).astype(jnp.int8)  # as XLA divides; so does `kernels.product`
     sums = lax.dot_general(_doubled(rounded), values, _ROWS, preferred_element_type=jnp.int32)[: len(rounded)]
     return sums.astype(jnp.float32) * scale * weight_scale

@@ -8,6 +8,7 @@ own code. ``BARK_JAX_NATIVE=0`` leaves the kernels out, ``=avx2`` takes those fo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from concurrent.futures import Future
 from pathlib import Path
@@ -36,7 +38,7 @@ VARIANTS = {
     "avx2": ("avx2", "fma"),
 }
 """What a processor has to have, best first; with ``-m``, the compiler's flags. Linux writes some of them with a "_"."""
-LONGEST_S = 120.0
+LONGEST_S = 60.0
 """Longest that a compiler may take; it takes 4 s."""
 
 _lock = threading.Lock()
@@ -51,7 +53,7 @@ class _Missing(Exception):
 def prepare() -> None:
     """Begin to make them ready, in a thread; of several calls in a process only the first does anything.
 
-    A model that is loaded meanwhile loses no time by it. Warns (`BarkWarning`) if they should have been possible.
+    What is compiled by XLA meanwhile loses no time by it. Warns (`BarkWarning`) if they should have been possible.
     """
     global _begun
     with _lock:
@@ -68,26 +70,41 @@ def status() -> str:
     return f"compiled for {found}" if found else f"none ({_why_not})"
 
 
+def _forget() -> None:
+    """In the child of a fork: the thread that was at it is not there."""
+    global _lock, _begun
+    _lock, _begun = threading.Lock(), None
+    kernels.expect(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def _resolve(future: Future[str | None]) -> None:
     global _why_not
+    found, fault = None, None
     try:
-        found: str | None = _ready()
+        found = _ready()
     except _Missing as missing:
-        found, _why_not = None, str(missing)
-    except Exception as error:  # whoever waits for the result must get one
-        found, _why_not = None, f"{type(error).__name__}: {error}"
+        _why_not = str(missing)
+    except Exception as error:
+        fault = error
+        _why_not = f"{type(error).__name__}: {error}"
+    finally:
+        future.set_result(found)  # before all else: who waits for it would wait for ever
+    if fault is not None:
         warnings.warn(
-            f"The kernels for this CPU could not be made ({error}): int8 weights and batches are slower without. "
+            f"The kernels for this CPU could not be made ({fault}): int8 weights and batches are slower without. "
             "BARK_JAX_NATIVE=0 leaves them out",
             BarkWarning,
             stacklevel=2,
         )
-    future.set_result(found)
 
 
 def _ready() -> str:
     variant = _variant(os.environ.get("BARK_JAX_NATIVE", ""))
-    library = ctypes.CDLL(str(_library(variant)))
+    library = _library(variant)
     for name in kernels.NAMES:
         target = kernels.PREFIX + name
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), platform="cpu")
@@ -118,25 +135,36 @@ def _features(cpuinfo: str) -> set[str]:
     return set()
 
 
-def _library(variant: str) -> Path:
-    """The compiled library, made if it is not there. Its name tells all that it was made from."""
+def _library(variant: str) -> ctypes.CDLL:
+    """The compiled library, made if it is not there or damaged. Its name tells all that it was made from."""
     flags = [*FLAGS, *(f"-m{feature}" for feature in VARIANTS[variant])]
-    made_from = "\n".join([SOURCE.read_text("utf-8"), *flags, jaxlib.__version__])
-    path = compilation.private("native") / f"{variant}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
+    here = [*platform.libc_ver(), os.environ.get("CXX", ""), jaxlib.__version__]
+    made_from = "\n".join([SOURCE.read_text("utf-8"), *flags, *here])
+    folder = compilation.private("native")
+    path = folder / f"{variant}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
     if path.is_file():
-        return path
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(path))
     command = [*_compiler(), *flags, "-I", jax.ffi.include_dir(), str(SOURCE)]
-    handle, unfinished = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    for left in folder.glob("unfinished-*"):  # by processes that were killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 2 * LONGEST_S:
+                left.unlink()
+    handle, name = tempfile.mkstemp(prefix="unfinished-", suffix=".so", dir=folder)
     os.close(handle)
+    unfinished = Path(name)
     try:
-        done = subprocess.run([*command, "-o", unfinished], capture_output=True, text=True, timeout=LONGEST_S)
+        done = subprocess.run([*command, "-o", name], capture_output=True, text=True, timeout=LONGEST_S)
         if done.returncode:
             told = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
             raise OSError(f"{command[0]} failed: {' '.join(told[:1]).strip()}")
+        library = ctypes.CDLL(name)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(unfinished, path)  # of several processes that compile, the last one's stays
     finally:
-        Path(unfinished).unlink(missing_ok=True)
-    return path
+        unfinished.unlink(missing_ok=True)
+    return library
 
 
 def _compiler() -> list[str]:

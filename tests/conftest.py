@@ -69,9 +69,10 @@ def _kernels() -> None:
 
     Otherwise what a test sees would depend on whether one before it has loaded a model. BARK_JAX_NATIVE=0: without.
     """
-    from bark_jax import native
+    from bark_jax import kernels, native
 
     native.prepare()
+    kernels.variant()
 
 
 MAPPINGS = 20_000
