@@ -1,5 +1,6 @@
-// Two inner loops for which XLA's CPU compiler has no fast code without AMX: products with 8-bit weights, and attention of
-// one position to a cache. Called from compiled programs through XLA's FFI; the threads are XLA's.
+// Inner loops for which XLA's CPU compiler has no fast code without AMX: products with 8-bit weights, products of few rows
+// with float32 weights, and attention of one position to a cache. Called from compiled programs through XLA's FFI; the
+// threads are XLA's.
 //
 // Compiled on the user's machine by `bark_jax.native`, for AVX512-VNNI or for AVX2 and FMA. Products are exactly what
 // `linear._int8_product` gives: the sums are of integers, and what is done in floating point is done in the same order.
@@ -305,6 +306,53 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR
   return ffi::Error::Success();
 }
 
+// --- products of few rows with float32 weights -----------------------------------------------------------------------
+
+// Rows row .. row + M - 1 of y, columns first .. end - 1.
+template <int M>
+void few(const float* x, int64_t row, const float* w, int64_t k, int64_t first, int64_t end, int64_t n_all, float* y) {
+  x += row * k;
+  for (int64_t n = first; n < end; ++n) {
+    const float* weights = w + n * k;
+    Float sums[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sums[m] = all(0.0f);
+    int64_t j = 0;
+#pragma GCC unroll 4
+    for (; j + kLanes <= k; j += kLanes) {
+      const Float weight = load(weights + j);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sums[m] = fma(weight, load(x + m * k + j), sums[m]);
+    }
+    for (int m = 0; m < M; ++m) {
+      float sum = total(sums[m]);
+      for (int64_t i = j; i < k; ++i) sum = std::fma(weights[i], x[m * k + i], sum);
+      y[(row + m) * n_all + n] = sum;
+    }
+  }
+}
+
+ffi::Error Few(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR2<ffi::F32> w, ffi::ResultBufferR2<ffi::F32> y) {
+  const int64_t m_all = x.dimensions()[0], k = x.dimensions()[1], n_all = w.dimensions()[0];
+  if (k < 1 || w.dimensions()[1] != k || y->dimensions()[0] != m_all || y->dimensions()[1] != n_all)
+    return ffi::Error::InvalidArgument("shapes of a product do not fit");
+  // Half a megabyte at a time: a smaller weight is read sooner than another thread has woken.
+  const int64_t wide = std::max<int64_t>((1 << 17) / k, 1);
+  parallel(pool, (n_all + wide - 1) / wide, [&](int64_t i) {
+    const int64_t first = i * wide, end = std::min(first + wide, n_all);
+    int64_t m = 0;
+    auto take = [&](auto part, int64_t rows) {
+      for (; m_all - m >= rows; m += rows)
+        part(x.typed_data(), m, w.typed_data(), k, first, end, n_all, y->typed_data());
+    };
+    take(few<8>, 8);
+    take(few<4>, 4);
+    take(few<2>, 2);
+    take(few<1>, 1);
+  });
+  return ffi::Error::Success();
+}
+
 // --- attention of one position ---------------------------------------------------------------------------------------
 
 constexpr int64_t kMostChunks = 256 / kLanes;  // vectors of a head
@@ -379,6 +427,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bark_jax_product, Product,
                                   .Arg<ffi::BufferR2<ffi::F32>>()
                                   .Arg<ffi::BufferR2<ffi::S8>>()
                                   .Arg<ffi::BufferR1<ffi::F32>>()
+                                  .Ret<ffi::BufferR2<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bark_jax_few, Few,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
                                   .Ret<ffi::BufferR2<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bark_jax_attend, Attend,

@@ -1,8 +1,8 @@
-"""`product` and `attend`: the two operations of ``kernels.cc``, for programs compiled for CPUs.
+"""`product`, `few` and `attend`: the operations of ``kernels.cc``, for programs compiled for CPUs.
 
 XLA has no fast code for them on CPUs without AMX (``benchmarks/NOTES.md``). They are there as soon as `native` has
-compiled them on this machine, and whoever has a use for them asks first: `multiplies`, `attends`. Knows nothing of
-compilers and files.
+compiled them on this machine, and whoever has a use for them asks first: `multiplies`, `takes`, `attends`. Knows
+nothing of compilers and files.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 PREFIX = "bark_jax_"
 """Of the names under which XLA knows them."""
-NAMES = ("product", "attend")
+NAMES = ("product", "few", "attend")
 
 FEW = 8
-"""Rows that `product` multiplies with weights that it reads once."""
+"""Rows that `product` and `few` multiply with weights that they read once."""
 
 _expected: Future[str | None] | None = None
 
@@ -56,6 +56,20 @@ def product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
     out = jax.ShapeDtypeStruct((x.shape[0], values.shape[0]), jnp.float32)
     call = jax.ffi.ffi_call(PREFIX + "product", out, vmap_method="sequential")
     return call(x.astype(jnp.float32), values, scale)
+
+
+def takes(rows: int, width: int) -> bool:
+    """Whether `few` is there, and faster than XLA's code, for x (rows, width)."""
+    return 0 < rows <= FEW and width > 0 and variant() is not None
+
+
+def few(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x (M, K) float32 times weight (N, K) float32 → (M, N), in full float32.
+
+    A row is the same, to the bit, whatever M. Has no gradient.
+    """
+    out = jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), jnp.float32)
+    return jax.ffi.ffi_call(PREFIX + "few", out, vmap_method="sequential")(x.astype(jnp.float32), weight)
 
 
 def attends(keys: jax.Array) -> bool:

@@ -249,6 +249,9 @@ def _matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     The gradient is written out, because JAX's own would multiply a float32 cotangent with a low weight in float32, and
     on CPUs copies the cotangent into another order first (a fifth of the gradient's time).
     """
+    if weight.dtype == jnp.float32 and x.ndim == 2 and kernels.takes(*x.shape):
+        # Of a step. What has an axis of positions must not depend on how many they are: it is always left to XLA.
+        return lax.platform_dependent(x, weight, cpu=kernels.few, default=partial(dot, dimension_numbers=_ROWS))
     if weight.dtype == jnp.float32 or x.size != x.shape[-1]:
         return dot(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
     y = lax.platform_dependent(

@@ -133,6 +133,46 @@ class TestProduct:
         np.testing.assert_array_equal(mapped, jnp.stack([kernels.product(one, w.values, w.scale) for one in x]))
 
 
+class TestFew:
+    @pytest.mark.parametrize("rows", [1, 2, 5, 8])
+    @pytest.mark.parametrize(("outputs", "width"), [(64, 64), (101, 160), (7, 1), (1, 770), (500, 768)])
+    def test_is_the_product(self, variant, rows, outputs, width):
+        x, w = numbers(rows, rows, width), numbers(width, outputs, width)
+        exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+        np.testing.assert_allclose(jax.jit(kernels.few)(x, w), exact, atol=3e-6 * width**0.5)
+
+    def test_a_row_does_not_depend_on_the_others(self, variant):
+        x, w = numbers(1, 8, 200), numbers(2, 50, 200)
+        whole = kernels.few(x, w)
+        for some in (slice(0, 1), slice(3, 5), slice(1, 8)):
+            np.testing.assert_array_equal(whole[some], kernels.few(x[some], w))
+
+    def test_what_is_not_a_number_stays_so(self, variant):
+        y = kernels.few(numbers(0, 2, 40).at[0, 39].set(jnp.nan), numbers(1, 9, 40))
+        assert np.isnan(y[0]).all()
+        assert np.isfinite(y[1]).all()
+
+    def test_shapes_that_do_not_fit_are_refused(self, variant):
+        with pytest.raises(Exception, match="do not fit"):
+            jax.block_until_ready(kernels.few(numbers(0, 2, 64), numbers(1, 4, 63)))
+
+    def test_is_for_steps_alone(self, variant):
+        """What has an axis of positions is XLA's: streamed pieces must equal the whole, whatever their length."""
+
+        def lowered(*shape: int) -> str:
+            return jax.jit(linear.matmul).lower(jnp.zeros(shape), jnp.zeros((3, 64))).as_text()
+
+        assert "few" in lowered(2, 64)
+        assert "few" not in lowered(1, 2, 64)
+        assert "few" not in lowered(9, 64)
+
+    def test_gradients_are_xla_s(self, variant):
+        x, w = numbers(0, 2, 64), numbers(1, 5, 64)
+        dx, dw = jax.grad(lambda x, w: linear.matmul(x, w).sum(), argnums=(0, 1))(x, w)
+        np.testing.assert_allclose(dx, jnp.broadcast_to(w.sum(0), x.shape), atol=1e-5)
+        np.testing.assert_allclose(dw, jnp.broadcast_to(x.sum(0), w.shape), atol=1e-5)
+
+
 class TestAttend:
     @staticmethod
     def exact(q, keys, values, bias):
