@@ -2,8 +2,8 @@
 // with float32 weights, and attention of one position to a cache. Called from compiled programs through XLA's FFI; the
 // threads are XLA's.
 //
-// Compiled on the user's machine by `bark_jax.native`, for AVX512-VNNI or for AVX2 and FMA. Products are exactly what
-// `linear._int8_product` gives: the sums are of integers, and what is done in floating point is done in the same order.
+// Compiled on the user's machine by `bark_jax.native`, for AVX512-VNNI or for AVX2 and FMA. 8-bit products are exactly
+// what `linear._int8_product` gives: sums of integers, and what is done in floating point is done in the same order.
 //
 // Shapes: M rows of activations, N outputs, K inputs.
 
@@ -11,13 +11,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <functional>
-#include <mutex>
+#include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -160,6 +159,16 @@ void parallel(ffi::ThreadPool& pool, int64_t n, const Work& work) {
   while (shared->finished.load() < n) _mm_pause();
 }
 
+// --- rows ------------------------------------------------------------------------------------------------------------
+
+// call(number of rows, first of them) until rows m .. end - 1 are done: eight, then four, two and one at a time. The
+// number is a type, `std::integral_constant`, to be known when this is compiled.
+template <int M = 8, typename Call>
+void by_eights(int64_t m, int64_t end, const Call& call) {
+  for (; m + M <= end; m += M) call(std::integral_constant<int, M>(), m);
+  if constexpr (M > 1) by_eights<M / 2>(m, end, call);
+}
+
 // --- products with 8-bit weights -------------------------------------------------------------------------------------
 
 // Activations in 8 bits: rows of `stride` bytes, zeros behind K.
@@ -201,7 +210,8 @@ struct Rows {
 // of rows, over K that is a multiple of kBytes. Of few rows in all the weights are read one after the other, in the order
 // in which they lie in memory, which is what it waits for: four at once, it reads at half of the rate.
 template <int M, bool kFew>
-[[gnu::always_inline]] inline void tile(const int8_t* x, int64_t stride, const int8_t* w, int64_t apart, int64_t k, __m128i sums[M]) {
+[[gnu::always_inline]] inline void tile(const int8_t* x, int64_t stride, const int8_t* w, int64_t apart, int64_t k,
+                                        __m128i sums[M]) {
   Int acc[M][4];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -238,7 +248,7 @@ template <int M, bool kFew>
 // have zeros there.
 template <int M>
 void last(const int8_t* x, int64_t stride, const int8_t* w, int64_t apart, int64_t rows, int64_t left,
-                 __m128i sums[M]) {
+          __m128i sums[M]) {
   alignas(64) int8_t copy[4 * kBytes] = {};
   for (int64_t n = 0; n < rows; ++n) std::memcpy(copy + n * kBytes, w + n * apart, left);
   __m128i more[M];
@@ -293,15 +303,13 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR
     const int64_t first = i % n_parts * wide, end = std::min(first + wide, n_all);
     int64_t m = i / n_parts * deep;
     const int64_t m_end = std::min(m + deep, m_all);
-    auto take = [&](auto part, int64_t rows) {
-      for (; m_end - m >= rows; m += rows)
-        part(x8, m, w.typed_data(), scale.typed_data(), first, end, n_all, y->typed_data());
-    };
-    if (!few) take(some<kTile, false>, kTile);
-    take(some<8, true>, 8);
-    take(some<4, true>, 4);
-    take(some<2, true>, 2);
-    take(some<1, true>, 1);
+    if (!few) {
+      for (; m + kTile <= m_end; m += kTile)
+        some<kTile, false>(x8, m, w.typed_data(), scale.typed_data(), first, end, n_all, y->typed_data());
+    }
+    by_eights(m, m_end, [&](auto rows, int64_t m) {
+      some<rows(), true>(x8, m, w.typed_data(), scale.typed_data(), first, end, n_all, y->typed_data());
+    });
   });
   return ffi::Error::Success();
 }
@@ -332,7 +340,8 @@ void few(const float* x, int64_t row, const float* w, int64_t k, int64_t first, 
   }
 }
 
-ffi::Error Few(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR2<ffi::F32> w, ffi::ResultBufferR2<ffi::F32> y) {
+ffi::Error Few(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR2<ffi::F32> w,
+               ffi::ResultBufferR2<ffi::F32> y) {
   const int64_t m_all = x.dimensions()[0], k = x.dimensions()[1], n_all = w.dimensions()[0];
   if (k < 1 || w.dimensions()[1] != k || y->dimensions()[0] != m_all || y->dimensions()[1] != n_all)
     return ffi::Error::InvalidArgument("shapes of a product do not fit");
@@ -340,15 +349,9 @@ ffi::Error Few(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x, ffi::BufferR2<ff
   const int64_t wide = std::max<int64_t>((1 << 17) / k, 1);
   parallel(pool, (n_all + wide - 1) / wide, [&](int64_t i) {
     const int64_t first = i * wide, end = std::min(first + wide, n_all);
-    int64_t m = 0;
-    auto take = [&](auto part, int64_t rows) {
-      for (; m_all - m >= rows; m += rows)
-        part(x.typed_data(), m, w.typed_data(), k, first, end, n_all, y->typed_data());
-    };
-    take(few<8>, 8);
-    take(few<4>, 4);
-    take(few<2>, 2);
-    take(few<1>, 1);
+    by_eights(0, m_all, [&](auto rows, int64_t m) {
+      few<rows()>(x.typed_data(), m, w.typed_data(), k, first, end, n_all, y->typed_data());
+    });
   });
   return ffi::Error::Success();
 }
