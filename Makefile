@@ -111,7 +111,7 @@ fmt: $(VENV)/.dev ## put style and format right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Suno's code, transformers' and ours, timed in one process
+bench: $(VENV)/.dev ## Suno's code, transformers', bark.cpp if installed, and ours, timed in one process
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 bench-gpu: ## the same on a GPU, small and large, with the packages of the Python that is active

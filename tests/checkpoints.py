@@ -15,12 +15,14 @@ import importlib.machinery
 import json
 import math
 import pickle
+import re
+import struct
 import sys
 import types
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -783,4 +785,90 @@ def write_vocabulary(path: Path, n: int = 119_547) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(words[:n]) + "\n", "utf-8")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- bark.cpp
+
+GGML_MAGIC = 0x67676D6C
+_GGML_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+
+
+def ggml_name(name: str) -> str:
+    """What bark.cpp calls a tensor of Suno's: ``transformer.h.3.ln_1.weight`` is ``model/h3/ln_1/g``."""
+    path, kind = name.removeprefix("transformer.").rsplit(".", 1)
+    path = re.sub(r"^h\.", "h", path).replace(".", "/")
+    path = re.sub(r"^(wte|lm_head)s(?=/)", r"\1", path)
+    if path in ("wte", "lm_head"):
+        path += "/0"
+    if path.startswith(("wte/", "lm_head/")) or path == "wpe":
+        return f"model/{path}"
+    return f"model/{path}/" + ("b" if kind == "bias" else "g" if "ln_" in path else "w")
+
+
+def _ggml_integers(file: BinaryIO, *values: int) -> None:
+    file.write(struct.pack(f"<{len(values)}i", *values))
+
+
+def _ggml_tensor(file: BinaryIO, name: str, tensor: torch.Tensor, half: bool) -> None:
+    values = tensor.contiguous().numpy().astype(np.float16 if half else np.float32)
+    label = name.encode()
+    _ggml_integers(file, values.ndim, len(label), _GGML_TYPES[values.dtype], *reversed(values.shape))
+    file.write(label)
+    file.write(values.tobytes())
+
+
+def write_ggml(
+    path: Path,
+    sizes: Mapping[str, Size],
+    vocabulary: Path,
+    *,
+    seed: int = 0,
+    codec: Mapping[str, Any] | None = None,
+    **recipe: Any,
+) -> Path:
+    """Write the one file that bark.cpp loads (its ggml format of 2024): vocabulary, three networks, EnCodec.
+
+    The weights are those that `write_suno` and `write_encodec` write for the same seed, matrices in float16. But the
+    text head's rows after the end of speech are zero: Suno's code cuts these ids off, bark.cpp would draw them.
+
+    Args:
+      vocabulary: a ``vocab.txt``.
+      codec: keyword arguments of `encodec_state`; bark.cpp knows EnCodec's ratios and number of layers only.
+      recipe: `scale`, and for the text network `eos_scale` and `eos_at`, of `gpt_state`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        words = vocabulary.read_text("utf-8").splitlines()
+        _ggml_integers(file, GGML_MAGIC, len(words))
+        for word in words:
+            label = word.encode()
+            _ggml_integers(file, len(label))
+            file.write(label)
+        for stage in STAGES:
+            options = {k: v for k, v in recipe.items() if stage == "text" or not k.startswith("eos_")}
+            state = gpt_state(stage, sizes[stage], seed=seed, **options)
+            if stage == "text":
+                state["lm_head.weight"][SEMANTIC_EOS + 1 :] = 0
+            layers, heads, width = sizes[stage]
+            fine = stage == "fine"
+            # The norms of the fine network have biases.
+            _ggml_integers(file, layers, heads, width, len(state["transformer.wpe.weight"]), int(fine))
+            _ggml_integers(file, *VOCABULARIES[stage], 7 if fine else 1, 8 if fine else 1, 1, len(state))
+            for name, tensor in state.items():
+                _ggml_tensor(file, ggml_name(name), tensor, tensor.ndim > 1 and "wpe" not in name)
+        shape = {**CODEC, **(codec or {})}
+        sizes_written = ("dimension", "n_filters", "kernel_size", "residual_kernel_size", "codebook_size")
+        _ggml_integers(file, GGML_MAGIC, 1, *(shape[k] for k in sizes_written))
+        _ggml_integers(file, 24, 24_000, 1)  # kbit/s of all codebooks, Hz, float16
+        weights = encodec_state(seed=seed, **(codec or {}))
+        for name, tensor in weights.items():
+            if name.endswith(".weight_v"):
+                scale = weights[name.removesuffix("_v") + "_g"]
+                tensor = scale * tensor / tensor.flatten(1).norm(dim=1).view_as(scale)
+                name = name.removesuffix("_v")
+            elif name.endswith((".weight_g", ".inited", ".cluster_size", ".embed_avg")):
+                continue
+            _ggml_tensor(file, name, tensor, tensor.ndim > 1 and not name.endswith(".embed"))
     return path

@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import importlib.util
 import json
+import os
 import socket
+import struct
 import sys
 import time
 
@@ -71,28 +73,42 @@ class TestPeers:
             if importlib.util.find_spec(name) is None:
                 pytest.skip(f"needs {name}")
 
-    def test_both_sides_do_the_same(self):
+    def test_both_sides_do_the_same(self, monkeypatch):
         import torch
 
         from benchmarks import peers
 
+        class Program:  # in the place of bark.cpp
+            def speak(self, text):
+                return dict.fromkeys(peers.STAGES, 5.0), np.zeros(15 * 320, np.float32)
+
+        monkeypatch.setattr(peers, "no_bark_cpp", lambda *_: None)
+        monkeypatch.setattr(peers, "_bark_cpp", lambda *_: {"cpp_f16": Program()})
         threads, multinomial = torch.get_num_threads(), torch.multinomial
         try:
             small = {"n_filters": 4, "dimension": 16}
             result = peers.run(
-                (1, 2, 16), seconds=0.2, best="int8", others=True, repeat=1, codec=small, log=lambda line: None
+                (1, 2, 16),
+                seconds=0.2,
+                best="int8",
+                others=True,
+                cpp=True,
+                repeat=1,
+                codec=small,
+                log=lambda line: None,
             )
         finally:
             torch.set_num_threads(threads)
         assert torch.multinomial is multinomial
         assert result["tokens_equal"] is True
         assert list(result["cases"]) == ["none", "v2/en_speaker_6"]
-        for case in result["cases"].values():
+        for name, case in result["cases"].items():
             assert case["semantic_tokens"] == 10 and case["audio_s"] == pytest.approx(15 / 75)
             assert case["audio_difference"] < 1e-4
             assert case["compiled_while_timing"] == 0
             assert set(case["ratios"]) == {*peers.STAGES, "total"}
-            assert set(case["seconds"]) == {"ours", "suno", "best", "best_b8", "hf_f32", "hf_bf16"}
+            plain = {"cpp_f16"} if name == "none" else set()
+            assert set(case["seconds"]) == {"ours", "suno", "best", "best_b8", "hf_f32", "hf_bf16"} | plain
             others = case["same_tokens_of_others"]
             assert set(others["hf_f32"].values()) == {1.0} and others["best"] == others["best_b8"]
             assert case["rtf"]["best_b8"] == pytest.approx(case["seconds"]["best_b8"]["total"] / 8 / 0.2, rel=1e-3)
@@ -103,6 +119,9 @@ class TestPeers:
         )
         assert result["ratios"]["f32_b1_vs_suno"] == pytest.approx(worst, rel=1e-3)
         assert {"best_b1_vs_suno", "best_b1_vs_hf_bf16", "best_b8_vs_suno"} < set(result["ratios"])
+        assert result["seconds"]["cpp_f16"] == {**dict.fromkeys(peers.STAGES, 5.0), "total": 20.0}
+        best = result["seconds"]["best"]["total"]
+        assert result["ratios"]["best_b1_vs_bark_cpp"] == pytest.approx(20 / best, rel=1e-3)
         assert result["ratios"]["semantic_floor_fraction"] == pytest.approx(result["semantic_floor"]["fraction"])
         assert result["compile_seconds"]["semantic"] > 0
         assert result["config"]["size"] == [1, 2, 16]
@@ -121,6 +140,112 @@ class TestPeers:
             assert exit_.value.code == 2 and wrong[1] in capsys.readouterr().err
         assert peers.main(["--voice", "v2/xx_speaker_6", "--size", "1,2,16"]) == 1
         assert "xx_speaker_6" in capsys.readouterr().err
+
+    def test_bark_cpp_is_left_out_with_a_reason(self, monkeypatch):
+        from benchmarks import peers
+
+        monkeypatch.setitem(sys.modules, "bark_cpp", None)
+        assert "pip install bark-cpp-python" in peers.no_bark_cpp("cpu", 200, [None])
+        assert peers.no_bark_cpp("gpu", 200, [None]) == "its package is built for CPUs"
+        assert peers.no_bark_cpp("cpu", 200, ["a voice"]) == "it has no voices"
+        assert "1024 frames" in peers.no_bark_cpp("cpu", 682, [None])
+        monkeypatch.setitem(sys.modules, "bark_cpp", sys)
+        assert peers.no_bark_cpp("cpu", 681, ["a voice", None]) is None
+
+    def test_what_bark_cpp_prints(self, capfd):
+        from benchmarks import peers
+
+        with peers.printed() as lines:
+            os.write(1, b"x:   sample time =  1.00 ms / 3 tokens\nx:    total time =  1500.00 ms\n")
+            os.write(2, b"total time =    20.50 ms\ntotal time = 3.00 ms\n")
+        assert capfd.readouterr() == ("", "") and len(lines) == 4
+        seconds = peers.printed_seconds(lines, 2.0)
+        assert seconds == pytest.approx({"semantic": 1.5, "coarse": 0.0205, "fine": 0.003, "codec": 0.4765})
+        with pytest.raises(ValueError, match="printed 2 times"):
+            peers.printed_seconds(lines[:3], 2.0)
+        os.write(1, b"back")
+        assert capfd.readouterr().out == "back"
+
+    def test_the_file_of_bark_cpp(self, tmp_path):
+        import torch
+
+        from benchmarks import peers
+
+        checkpoints = peers.fixtures()[0]
+        sizes, codec = dict.fromkeys(checkpoints.STAGES, (2, 2, 16)), {"n_filters": 4, "dimension": 16}
+        vocabulary = checkpoints.write_vocabulary(tmp_path / "vocab.txt", 700)
+        path = checkpoints.write_ggml(tmp_path / "x.ggml", sizes, vocabulary, eos_at=9, codec=codec)
+        data, at = path.read_bytes(), 0
+
+        def take(n):
+            nonlocal at
+            at += n
+            return data[at - n : at]
+
+        def integers(n):
+            return struct.unpack(f"<{n}i", take(4 * n))
+
+        def tensor():
+            n_dims, length, kind = integers(3)
+            shape, name = integers(n_dims)[::-1], None
+            name = take(length).decode()
+            dtype = (np.float32, np.float16)[kind]
+            values = np.frombuffer(take(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype)
+            return name, torch.from_numpy(values.reshape(shape).copy())
+
+        assert integers(2) == (0x67676D6C, 700)
+        words = [take(*integers(1)).decode() for _ in range(700)]
+        assert "\n".join(words) + "\n" == vocabulary.read_text("utf-8")
+        for stage, heads, bias in (("text", (1, 1), 0), ("coarse", (1, 1), 0), ("fine", (7, 8), 1)):
+            assert integers(10) == (2, 2, 16, 1024, bias, *checkpoints.VOCABULARIES[stage], *heads, 1)
+            state = checkpoints.gpt_state(stage, sizes[stage], **({"eos_at": 9} if stage == "text" else {}))
+            found = dict(tensor() for _ in range(*integers(1)))
+            assert set(found) == {checkpoints.ggml_name(name) for name in state} and len(found) == len(state)
+            for name, wanted in state.items():
+                ours = found[checkpoints.ggml_name(name)]
+                assert ours.dtype == (torch.float16 if wanted.ndim == 2 and "wpe" not in name else torch.float32)
+                if (stage, name) == ("text", "lm_head.weight"):
+                    assert not ours[10_001:].any()
+                    ours, wanted = ours[:10_001], wanted[:10_001]
+                assert torch.equal(ours, wanted.to(ours.dtype))
+        assert {"model/wte/0", "model/wpe", "model/ln_f/g", "model/h1/attn/c_attn/w"} < {
+            checkpoints.ggml_name(name) for name in checkpoints.gpt_state("text", (2, 2, 16))
+        }
+        assert {"model/wte/7", "model/lm_head/6", "model/h0/ln_2/b", "model/h1/mlp/c_proj/w"} < set(found)
+
+        assert integers(10) == (0x67676D6C, 1, 16, 4, 7, 3, 1024, 24, 24_000, 1)
+        found = {}
+        while at < len(data):
+            found |= dict([tensor()])
+        module = checkpoints.encodec_model(checkpoints.write_encodec(tmp_path, **codec), **codec)
+        name = "decoder.model.3.convtr.convtr.weight"
+        layer = module.decoder.model[3].convtr.convtr
+        wanted = torch._weight_norm(layer.weight_v, layer.weight_g, 0).detach()
+        torch.testing.assert_close(found[name].float(), wanted, rtol=1e-3, atol=1e-6)
+        assert found["quantizer.vq.layers.31._codebook.embed"].dtype == torch.float32
+        assert found["encoder.model.13.lstm.weight_hh_l1"].shape == (256, 64)
+        assert not [name for name in found if name.endswith(("_g", "_v", "inited", "embed_avg"))]
+
+    def test_bark_cpp_says_the_same(self, tmp_path):
+        pytest.importorskip("bark_cpp")
+        import bark_jax
+        from bark_jax import Sampling
+        from benchmarks import peers
+        from convert import convert
+
+        checkpoints, reference, _ = peers.fixtures()
+        sizes, codec = dict.fromkeys(checkpoints.STAGES, (1, 2, 32)), {"n_filters": 4, "dimension": 16}
+        vocabulary = reference.vocabulary(tmp_path)
+        checkpoints.write_suno(tmp_path / "suno", sizes, eos_at=10, optimizer_state=False)
+        checkpoints.write_encodec(tmp_path / "suno", **codec)
+        convert(tmp_path / "suno", tmp_path / "native", tokenizer=vocabulary, log=lambda line: None)
+        bark = bark_jax.load(tmp_path / "native", dtype="float32", device="cpu")
+        ours = bark.generate(peers.TEXT, sampling=Sampling.greedy())
+        for name, program in peers._bark_cpp(tmp_path, sizes, 10, vocabulary, codec, lambda line: None).items():
+            seconds, audio = program.speak(peers.TEXT)
+            assert len(audio) == 15 * 320 and set(seconds) == set(peers.STAGES), name
+            if name == "cpp_f16":  # 8 bits draw other tokens
+                assert np.corrcoef(ours, audio)[0, 1] > 0.98
 
     def test_stand_ins_do_what_is_timed(self, monkeypatch):
         import torch
