@@ -865,9 +865,8 @@ def write_ggml(
         weights = encodec_state(seed=seed, **(codec or {}))
         for name, tensor in weights.items():
             if name.endswith(".weight_v"):
-                scale = weights[name.removesuffix("_v") + "_g"]
-                tensor = scale * tensor / tensor.flatten(1).norm(dim=1).view_as(scale)
                 name = name.removesuffix("_v")
+                tensor = torch._weight_norm(tensor, weights[name + "_g"], 0)
             elif name.endswith((".weight_g", ".inited", ".cluster_size", ".embed_avg")):
                 continue
             _ggml_tensor(file, name, tensor, tensor.ndim > 1 and not name.endswith(".embed"))

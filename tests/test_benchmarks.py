@@ -187,7 +187,7 @@ class TestPeers:
 
         def tensor():
             n_dims, length, kind = integers(3)
-            shape, name = integers(n_dims)[::-1], None
+            shape = integers(n_dims)[::-1]
             name = take(length).decode()
             dtype = (np.float32, np.float16)[kind]
             values = np.frombuffer(take(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype)
