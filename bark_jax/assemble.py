@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bark_jax import adapters, weights
+from bark_jax import adapters, hub, weights
 from bark_jax.config import BarkConfig
 from bark_jax.weights import CheckpointError
 
@@ -59,7 +59,7 @@ def changed(
 def native(dst: str | Path, base: str | Path, replaced: Mapping[str, Tensors]) -> Path:
     """Write a native folder: the base with some networks replaced (see `changed`), the others as they are, in float32.
 
-    The folder is complete afterwards, or absent.
+    What the base has besides, `hub.BESIDE`, goes with it. The folder is complete afterwards, or absent.
 
     Raises:
       FileExistsError: `dst` exists and is not an empty folder.
@@ -75,4 +75,7 @@ def native(dst: str | Path, base: str | Path, replaced: Mapping[str, Tensors]) -
             writer.write(
                 network, replaced.get(network) or weights.read_network(base / f"{network}.safetensors", config, network)
             )
+        for name in hub.BESIDE:
+            if (base / name).exists():
+                writer.keep(base / name)
     return Path(dst)

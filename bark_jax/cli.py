@@ -555,7 +555,10 @@ def finetune(
     quiet: bool,
     **settings: Any,
 ) -> None:
-    """Adapt stages of a model to rows of tokens: an adapter with --lora, else a whole model."""
+    """Adapt stages of a model to rows of tokens: an adapter with --lora, else a whole model.
+
+    What is not given is as the model's training.json says, if it has one, and else the default.
+    """
     from bark_jax.config import ConfigError
     from bark_jax.train import LoRA
     from bark_jax.train import finetune as run

@@ -24,6 +24,9 @@ NATIVE = (
     "codec.safetensors",
 )
 """Files of a converted model, all of them needed."""
+BESIDE = ("units.safetensors", "training.json", "voices")
+"""What it may have besides: the network that takes semantic ids from audio, how its stages want to be trained
+(`bark_jax.train.config.advice`), presets."""
 STAGES = {"text": "semantic", "coarse": "coarse", "fine": "fine"}
 """Suno's name of a stage, which is the stem of its files (``text_2.pt`` is large, ``text.pt`` small), → its network."""
 TEXT_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -110,7 +113,7 @@ def plan(files: Iterable[str], *, small: bool = False, source: str = "the folder
     have = set(files)
     extra = [name for name in files if name in TEXT_FILES or name in ("generation_config.json", voices.JSON_NAME)]
     if have.issuperset(NATIVE):
-        more = [name for name in files if name == "units.safetensors" or name.startswith("voices/")]
+        more = [name for name in files if name.partition("/")[0] in BESIDE]
         return sorted({*NATIVE, *more, *extra})
     if "config.json" in have:
         for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):

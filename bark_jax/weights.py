@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,13 @@ class Writer:
             raise OSError(f"cannot write {path} ({size:,} bytes): {error}") from error
         self._written.add(network)
         return size
+
+    def keep(self, source: Path) -> None:
+        """Copy a file, or a folder of files, as it is."""
+        if source.is_dir():
+            shutil.copytree(source, self._temporary / source.name, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(source, self._temporary / source.name)
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None:

@@ -6,7 +6,8 @@
     speakers ─▶ WORK/speakers/NAME/{train,test} ─ prepare ─▶ rows ─ finetune ─▶ models, adapters
              └▶ `Bark.clone` of one clip ─▶ a voice prompt            all of them speak the same texts ─▶ judges
 
-What takes long is kept in WORK, and gone on with when the command is given again. Judges are Resemblyzer and
+What takes long is kept in WORK, and gone on with when the command is given again. One speaker keeps one core busy: with
+`--only` two can be measured side by side, and then all of them put together without it. Judges are Resemblyzer and
 whisper-base (`bark_jax.evaluate`); the recipe's requirements must be installed. Prints a table and one JSON object
 last.
 """
@@ -35,13 +36,15 @@ from bark_jax import audio as audio_files
 from bark_jax.files import new_folder, replacing
 from bark_jax.train import LoRA, finetune, prepare
 from benchmarks import harness
-from recipes.bark_nano import corpus, sentences, teachers
+from recipes.bark_nano import corpus, listen, sentences, teachers
 
 WHO = "a synthetic voice; nobody's consent is needed"
 TEST = 20
 """Recordings of a speaker that nothing is trained on."""
 CLIP_S = (6.0, 9.0)
 """Seconds of the clip that becomes a prompt: the one that is nearest to 8."""
+RANK = 8
+"""Of adapters: 4 % of bark-nano's weights, where `LoRA`'s default would be a sixth."""
 FLITE = ("slt", "rms", "awb")
 """Recorded voices of flite's package: US female, US male, Scottish male."""
 
@@ -237,13 +240,20 @@ def share(bark: bark_jax.Bark, product: Path) -> float:
 
 
 def measure(
-    speaker: Speaker, other: Path, texts: Sequence[str], minutes: Sequence[int], steps: int | None
+    speaker: Speaker,
+    other: Path,
+    related: Sequence[str],
+    texts: Sequence[str],
+    minutes: Sequence[int],
+    steps: int | None,
 ) -> dict[str, Any]:
-    """All of one new speaker; `other` has recordings of somebody else, for the control."""
-    presets = speaker.bark.voices()[:9]
+    """All of one new speaker; `other` has recordings of somebody else, for the control, and the presets that are
+    `related` have a part of this voice.
+    """
+    presets = [name for name in speaker.bark.voices() if name not in related][:9]
     result: dict[str, Any] = {"clip": speaker.clip(presets, texts)}
     ways = {"clip": evaluate.Way(speaker.bark, speaker.voice)}
-    lora = LoRA()
+    lora = LoRA(rank=RANK)
     for length in minutes:
         recordings = some(speaker.folder, speaker.work / f"said-{length}", length)
         for kind, how in (("full", None), ("lora", lora)):
@@ -308,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--transcripts", type=Path, default=corpus.SHARED / "ljspeech/transcripts.tsv")
     parser.add_argument("--speakers", type=int, default=155, help="of the model's corpus: which are held out of it")
     parser.add_argument("--minutes", default="5,20", help="of speech that is learnt from")
+    parser.add_argument("--only", action="append", default=[], help="this speaker's part alone; again for more")
     parser.add_argument("--steps", type=int, help="updates of each stage; default: those of `finetune`")
     parser.add_argument("--texts", type=int, default=len(evaluate.TEXTS), help="of those that are spoken")
     parser.add_argument("--out", help="a file for the JSON; a bare NAME means benchmarks/results/NAME.json")
@@ -315,6 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     minutes = [int(part) for part in given.minutes.split(",")]
     place = given.work / "speakers"
     place.mkdir(parents=True, exist_ok=True)
+    related: dict[str, Sequence[str]] = {}
     for source in given.speaker:
         split(source, place / source.name)
     if not given.speaker:
@@ -323,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cast = corpus.speakers(given.speakers, list(teachers.voices(given.assets)))
         heldout = [one for one in cast if one.heldout and one.name not in corpus.HELD_OUT]
         for speaker in heldout[:2]:
+            related[speaker.name] = list(speaker.style.colour)
             harness.say(f"{speaker.name} speaks")
             teach(place / speaker.name, max(minutes), speaker, lines, given.assets)
         if shutil.which("flite"):
@@ -331,13 +344,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speakers = sorted(path.name for path in place.iterdir() if path.is_dir())
     if len(speakers) < 2:
         parser.error("there is one speaker: name two, each is the control of the other")
-    listener = judges.Listener(str(given.assets / "whisper-base"), threads=harness.cores())
+    if unknown := set(given.only) - set(speakers):
+        parser.error(f"--only {', '.join(sorted(unknown))}: choose from {', '.join(speakers)}")
+    listener = judges.Listener(str(listen.folder(given.assets)), threads=harness.cores())
     found = {}
     for i, name in enumerate(speakers):
+        if given.only and name not in given.only:
+            continue
         harness.say(name)
         other = place / speakers[(i + 1) % len(speakers)]
         speaker = Speaker(name, given.work, given.model, listener)
-        found[name] = measure(speaker, other, evaluate.TEXTS[: given.texts], minutes, given.steps)
+        found[name] = measure(
+            speaker, other, related.get(name, ()), evaluate.TEXTS[: given.texts], minutes, given.steps
+        )
     result = {
         **harness.environment(jax.devices()[0]),
         "model": Path(given.model).name,

@@ -114,8 +114,9 @@ def test_plan_of_suno_files():
 
 
 def test_plan_of_a_converted_model():
-    files = [*hub.NATIVE, "units.safetensors", "voices/a.npz", "model.safetensors", "extra.bin", *SUNO_FILES]
-    assert hub.plan(files) == sorted([*hub.NATIVE, "units.safetensors", "voices/a.npz"])
+    beside = ["units.safetensors", "training.json", "voices/a.npz"]
+    files = [*hub.NATIVE, *beside, "model.safetensors", "extra.bin", *SUNO_FILES]
+    assert hub.plan(files) == sorted([*hub.NATIVE, *beside])
 
 
 def test_plan_of_shards():

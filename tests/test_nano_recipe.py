@@ -24,11 +24,12 @@ from bark_jax import text, weights
 from bark_jax.bark import load
 from bark_jax.train import data
 from bark_jax.train.alignment import Sounds
-from bark_jax.train.config import TrainConfig
+from bark_jax.train.config import TrainConfig, advice
 from recipes.bark_nano import corpus, first_weights, fit, gpts, prompts, speech
 
 CONFIG = gpts.config()
 RECIPE = Path(gpts.__file__).parent
+RHYTHM = ("evaluate_every", "save_every", "final_learning_rate_ratio")
 with_rows = pytest.mark.skipif(not (gpts.MADE / "rows").is_dir(), reason="made/rows is not in the source distribution")
 
 
@@ -248,6 +249,20 @@ def test_sharper_logits(first: Any) -> None:
         np.testing.assert_allclose(
             logits(network, gpts._sharper(first[network], factor)), factor * said, rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("stage", sorted(gpts.STAGES))
+def test_what_is_shipped_is_trained_on_as_it_was_trained(stage: str) -> None:
+    """`training.json`: what the network was taught besides likelihood, and what made it sharper."""
+    asked = advice(gpts.SHIPPED, stage, lora=False)
+    trained = TrainConfig.load(RECIPE / f"{stage}.toml")
+    assert asked.pop("sharpness", 1.0) == pytest.approx(gpts.SHARPER.get(gpts.STAGES[stage], 1.0))
+    own = {"steps", "batch", "learning_rate", "bucket"}
+    assert {name: value for name, value in asked.items() if name not in own} == {
+        name: getattr(trained, name)
+        for name, value in TrainConfig.defaults().items()
+        if getattr(trained, name) != value and name not in own | {"stage", "optimizer", "warmup", *RHYTHM}
+    }
 
 
 @pytest.mark.parametrize("more", [1, 3, 6])

@@ -522,7 +522,14 @@ class TestGuidance:
     """`guidance`: the network's output is taken for what guidance would draw from."""
 
     def nll(
-        self, stage: str, guidance: float, shown: jax.Array, bare: jax.Array, *, only_shown: bool = False
+        self,
+        stage: str,
+        guidance: float,
+        shown: jax.Array,
+        bare: jax.Array,
+        *,
+        sharpness: float = 1.0,
+        only_shown: bool = False,
     ) -> jax.Array:
         rng = np.random.default_rng(0)
         some = [examples.example(stage, CONFIG, row(40, i), None, rng) for i in range(2)]
@@ -530,7 +537,8 @@ class TestGuidance:
             some[1] = examples.bare(stage, CONFIG, some[1])
         batch = examples.collate(stage, CONFIG, some, range(2), max(map(examples.length, some)))
         network = Guided(stage, shown, bare)
-        return loss.nll(stage, CONFIG, network, jax.tree.map(jnp.asarray, batch), guidance=guidance)[0]
+        how = {"guidance": guidance, "sharpness": sharpness}
+        return loss.nll(stage, CONFIG, network, jax.tree.map(jnp.asarray, batch), **how)[0]
 
     def said(self, stage: str, seed: int) -> tuple[jax.Array, jax.Array]:
         shown, bare = jax.random.normal(jax.random.key(seed), (2, Guided(stage, 0, 0).width))  # type: ignore[arg-type]
@@ -540,9 +548,11 @@ class TestGuidance:
         likely, bare = self.said(stage, 0)
         for guidance in (1.0, 1.5, 3.0):
             said = bare + guidance * (likely - bare)
-            np.testing.assert_allclose(
-                self.nll(stage, guidance, said, bare), self.nll(stage, 1.0, likely, bare), rtol=1e-5
-            )
+            least = self.nll(stage, 1.0, likely, bare)
+            np.testing.assert_allclose(self.nll(stage, guidance, said, bare), least, rtol=1e-5)
+            sharper = self.nll(stage, guidance, 1.75 * said, 1.75 * bare, sharpness=1.75)
+            np.testing.assert_allclose(sharper, least, rtol=1e-5)
+            assert np.abs(self.nll(stage, guidance, 1.75 * said, 1.75 * bare) - least).max() > 0.1
 
     def test_what_is_likely_without_a_prompt_is_learned_from_bare_prompts_alone(self, stage: str) -> None:
         shown, bare = self.said(stage, 1)

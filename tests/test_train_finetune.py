@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,52 @@ def test_train_command_reads_toml_and_continues(base: Path, data: Path, tmp_path
     assert "TOML" in run("train", settings).output
     assert "There is no" in run("train", tmp_path / "none.toml").output
     assert "TOML" in run("train", next(data.glob("*.parquet"))).output
+
+
+def test_a_model_says_how_it_wants_to_be_trained(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = models.save(tmp_path / "model")
+    (base / "voices").mkdir()
+    bark_jax.Voice(np.arange(40), np.zeros((2, 60), int), np.zeros((8, 60), int), CONFIG.fingerprint).save(
+        base / "voices" / "me.safetensors"
+    )
+    advice = base / "training.json"
+    coarse = {"guidance": 3.0, "bare": 0.1, "batch": 3, "steps": 1, "lora": {"learning_rate": 0.5}}
+    advice.write_text(json.dumps({"coarse": coarse}))
+    how = {name: QUICK[name] for name in ("evaluate_every", "bucket")}
+
+    def settings(out: str, **options: Any) -> dict[str, Any]:
+        tuned = finetune(base, str(data), tmp_path / out, stages=["coarse"], **{**how, **options})
+        assert tuned.runs["coarse"].step == options.get("steps", 1)
+        return tomllib.loads((tmp_path / out / "coarse" / "config.toml").read_text())
+
+    adapter = settings("adapter", lora=LoRA(rank=2))
+    assert (adapter["guidance"], adapter["bare"], adapter["batch"], adapter["learning_rate"]) == (3.0, 0.1, 3, 0.5)
+    assert "guidance 3.0" in capsys.readouterr().err
+    whole = settings("whole", steps=2, batch=2, consent=AGREED[1])
+    assert (whole["guidance"], whole["batch"]) == (3.0, 2) and "learning_rate" not in whole
+    # What belongs to the model goes with it, and the folder is known again as what fine-tuning made.
+    model = tmp_path / "whole" / "model"
+    assert (model / "training.json").read_text() == advice.read_text()
+    assert bark_jax.load(model).voices() == ["me"]
+    settings("whole", steps=2, batch=2, consent=AGREED[1])
+    (model / "voices" / "mine.npz").touch()  # but not if there is more in it, which would be lost
+    with pytest.raises(RunError, match=r"holds voices.mine\.npz besides"):
+        settings("whole", steps=2, batch=2, consent=AGREED[1])
+    for wrong, words in (
+        ("{", "training.json is no JSON"),
+        ("[]", "an object whose keys are of"),
+        ('{"codec": {}}', "an object whose keys are of"),
+        ('{"coarse": 3}', "must be objects"),
+        ('{"coarse": {"data": ["x"]}}', "coarse has data, which is for a caller to say"),
+        ('{"coarse": {"guidanc": 2}}', "training.json: coarse: .*guidanc"),
+        ('{"coarse": {"guidance": 99, "bare": 0.1}}', "training.json: coarse: guidance is 99"),
+    ):
+        advice.write_text(wrong)
+        with pytest.raises(ConfigError, match=words):
+            finetune(base, str(data), tmp_path / "wrong", stages=["coarse"], **QUICK)
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_everything_is_checked_before_the_first_stage_is_trained(base: Path, tmp_path: Path) -> None:

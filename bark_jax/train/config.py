@@ -77,6 +77,9 @@ number of `steps`, and either `model` or `config`. Everything else has a default
                                                             strength would draw, what fits the text (the semantic
                                                             tokens) better than it would fit without; needs bare (0.1),
                                                             and a third more work; bark-nano is trained with 2 and 4
+    sharpness                  0.01 .. 100        1.0       the network's logits are taken for so many times those of
+                                                            what is likely, where a model was made to draw colder than
+                                                            it was trained: bark-nano's text stage 1.75
     alignment                  0 .. 10            0.0       stage text: weight of a loss that shows two heads of each
                                                             block in the middle the id of the text that is being said
                                                             and the next one; which those are is found out first, from
@@ -201,6 +204,7 @@ class TrainConfig:
     fine_smoothing: float = 0.0
     bare: float = 0.0
     guidance: float = 1.0
+    sharpness: float = 1.0
     alignment: float = 0.0
     bucket: int = 128
     evaluate_every: int = 50
@@ -254,6 +258,7 @@ class TrainConfig:
             self.guidance == 1 or self.bare > 0,
             "it needs to know what is likely without text or semantic tokens: give bare, 0.1 will do",
         )
+        need("sharpness", 0.01 <= self.sharpness <= 100, "it must be 0.01 to 100")
         need("alignment", 0 <= self.alignment <= 10, "it must be 0 to 10")
         need("fine_smoothing", 0 <= self.fine_smoothing <= 10, "it must be 0 to 10")
         need("fine_smoothing", self.stage == "fine" or self.fine_smoothing == 0, "it belongs to stage fine")
@@ -413,6 +418,43 @@ class TrainConfig:
         for change in changes:
             _change(tree, change)
         return cls.from_tree(tree, source=" ".join([str(path), *(f"--set {change}" for change in changes)]))
+
+
+ADVICE = "training.json"
+"""In a native folder: how its stages want to be trained, by stage, in the names of `TrainConfig`."""
+_NO_ADVICE = frozenset({"stage", "data", "out", "model", "config", "tokenizer", "rehearsal", "lora"})
+
+
+def advice(model: str | Path, stage: str, *, lora: bool) -> dict[str, Any]:
+    """Settings that a native folder asks for when a stage of it is trained on; {} where it says nothing.
+
+    A model that was taught guidance, or whose logits were made sharper, forgets that when it is trained without. In
+    `ADVICE`, ``{"coarse": {"guidance": 4, "lora": {"learning_rate": 1e-3}}}``: what is in "lora" is for
+    adapters alone.
+
+    Raises:
+      ConfigError: the file is no JSON object, or holds a setting that is unknown, out of range or a caller's own.
+      OSError: it cannot be read.
+    """
+    path = Path(model) / ADVICE
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from None
+    if not isinstance(tree, dict) or not set(tree) <= set(STAGES):
+        raise ConfigError(f"{path}: it must be an object whose keys are of {', '.join(STAGES)}")
+    part = tree.get(stage, {})
+    own = part.get("lora", {}) if isinstance(part, dict) else None
+    if not isinstance(part, dict) or not isinstance(own, dict):
+        raise ConfigError(f"{path}: {stage}, and lora in it, must be objects")
+    found = {name: value for name, value in part.items() if name != "lora"} | (own if lora else {})
+    if callers := sorted(_NO_ADVICE & set(found)):
+        raise ConfigError(f"{path}: {stage} has {', '.join(callers)}, which is for a caller to say")
+    whole = {"stage": stage, "model": "m", "data": ["d"], "out": "o", "steps": 2**30, **found}
+    TrainConfig.from_tree(whole | ({"lora": {}} if lora else {}), source=f"{path}: {stage}")
+    return found
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:

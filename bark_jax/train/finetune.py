@@ -14,17 +14,18 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bark_jax import adapters, assemble, library, text, weights
+from bark_jax import adapters, assemble, hub, library, text, weights
 from bark_jax.config import BarkConfig, ConfigError
 from bark_jax.files import replacing
 from bark_jax.hub import STAGES
 from bark_jax.train import data as rows
-from bark_jax.train.config import LoRA, TrainConfig
+from bark_jax.train.config import ADVICE, LoRA, TrainConfig, advice
 from bark_jax.train.loop import Result, train
 from bark_jax.train.lora import check as check_rank
 from bark_jax.train.runs import Run, RunError, lock, remove_parts
@@ -73,11 +74,12 @@ def finetune(
       out: folder of the result. If it holds an unfinished fine-tuning with the same settings, that is continued.
       stages: of "text", "coarse", "fine". The first needs texts; the other two only audio tokens.
       lora: train adapters; None trains all weights of the stages.
-      steps: updates of each stage; None: `STEPS`.
+      steps: updates of each stage; None: what the model's ``training.json`` says, else `STEPS`.
       consent: who agreed that their voice is learnt, 1 to 256 characters, which the product keeps: an adapter in its
         notes, a model in ``consent.txt``.
       progress: report on stderr.
-      settings: any other field of `TrainConfig`, for all stages.
+      settings: any other field of `TrainConfig`, for all stages. What is not given is as the model's ``training.json``
+        says (`bark_jax.train.config.advice`), or the default.
 
     Raises:
       ConfigError: a setting that is unknown or out of range, or a stage that is unknown or named twice.
@@ -94,13 +96,18 @@ def finetune(
     _check_out(out, [folder, *map(Path, data)])
     config = BarkConfig.load(folder / "config.json")
     known = set(TrainConfig.__dataclass_fields__)
-    if own := {"stage", "data", "out", "model", "config", "tokenizer"} & set(settings):
-        raise ConfigError(f"{', '.join(sorted(own))}: given by the other arguments, not among the settings")
+    if given := {"stage", "data", "out", "model", "config", "tokenizer"} & set(settings):
+        raise ConfigError(f"{', '.join(sorted(given))}: given by the other arguments, not among the settings")
     if unknown := sorted(set(settings) - known):
         raise ConfigError(f"unknown setting(s) {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
     plans = {}
     for stage in chosen:
-        tree: dict[str, Any] = {"steps": STEPS[stage] if steps is None else steps, "lora": lora, **settings}
+        own = advice(folder, stage, lora=lora is not None)
+        tree: dict[str, Any] = {"steps": STEPS[stage], **own, "lora": lora, **settings}
+        if steps is not None:
+            tree["steps"] = steps
+        if progress and (kept := [name for name in own if tree[name] == own[name]]):
+            print(f"{stage}: {', '.join(f'{name} {own[name]}' for name in kept)}, as {ADVICE} says", file=sys.stderr)
         paths = tuple(map(str, data))
         plans[stage] = TrainConfig(stage=stage, model=str(folder), data=paths, out=str(out / stage), **tree)
     tokenizer = text.load_tokenizer(folder / "tokenizer.json", config.semantic) if "text" in chosen else None
@@ -120,7 +127,7 @@ def finetune(
         if lora is not None:
             check_rank(weights.abstract(config, STAGES[stage]), lora)
     model_ = out / "model"
-    _check_product(model_)
+    _check_product(model_, folder)
 
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(lock(out)):
@@ -143,7 +150,7 @@ def finetune(
             assemble.native(new, folder, assemble.changed(folder, products))
             if consent is not None:
                 (new / "consent.txt").write_text(consent + "\n", "utf-8")
-            _check_product(model_)
+            _check_product(model_, folder)
             shutil.rmtree(model_, ignore_errors=True)
             new.rename(model_)
             record.note_assembled()
@@ -230,10 +237,11 @@ def _digest(model: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_product(model: Path) -> None:
-    """Refuse to replace a folder that holds more than a model."""
-    ours = {"config.json", "tokenizer.json", *(f"{network}.safetensors" for network in weights.NETWORKS)}
-    more = sorted(path.name for path in model.iterdir() if path.name not in ours) if model.is_dir() else []
+def _check_product(model: Path, base: Path) -> None:
+    """Refuse to replace a folder that holds more than a model made of the base."""
+    ours = {"config.json", "tokenizer.json", "consent.txt", *(f"{network}.safetensors" for network in weights.NETWORKS)}
+    ours |= {str(path.relative_to(base)) for name in hub.BESIDE for path in [base / name, *base.glob(f"{name}/**/*")]}
+    more = sorted(name for path in model.rglob("*") if (name := str(path.relative_to(model))) not in ours)
     if more:
         raise RunError(f"{model} is to be replaced, and holds {', '.join(more[:3])} besides: move that away")
 

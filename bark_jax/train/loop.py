@@ -133,6 +133,7 @@ class Recipe:
     adapter_dropout: float = 0.0
     coarse_own: float = 0.0
     guidance: float = 1.0
+    sharpness: float = 1.0
     alignment: float = 0.0
     vectors: Any = field(default=None, compare=False)
 
@@ -149,8 +150,9 @@ class Recipe:
         if self.coarse_own > 0 and key is not None:
             batch = loss.own_codes(self.model.coarse, network, batch, self.coarse_own, key)
         inputs: list[jax.Array] | None = [] if self.alignment > 0 and key is not None else None
-        how: dict[str, Any] = {"dropout": dropout, "remat": self.remat, "guidance": self.guidance}
-        nll, counts = loss.nll(self.stage, self.model, network, batch, inputs=inputs, vectors=self.vectors, **how)
+        how: dict[str, Any] = {"dropout": dropout, "remat": self.remat, "vectors": self.vectors}
+        how |= {"guidance": self.guidance, "sharpness": self.sharpness}
+        nll, counts = loss.nll(self.stage, self.model, network, batch, inputs=inputs, **how)
         if inputs is None:
             return nll, counts, jnp.zeros_like(nll)
         return nll, counts, loss.lost(self.model.semantic, network, batch, inputs)
@@ -351,6 +353,7 @@ class Trainer:
             adapter_dropout=0.0 if config.lora is None else config.lora.dropout,
             coarse_own=config.coarse_own,
             guidance=config.guidance,
+            sharpness=config.sharpness,
             alignment=config.alignment,
             vectors=None if codebooks is None else loss.scaled(codebooks, config.fine_smoothing),
         )

@@ -35,6 +35,7 @@ def nll(
     dropout: Dropout | None = None,
     remat: str = "none",
     guidance: float = 1.0,
+    sharpness: float = 1.0,
     inputs: list[jax.Array] | None = None,
     vectors: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -46,6 +47,7 @@ def nll(
       batch: arrays as in `Batch`.
       remat: what to keep for the gradient, see `bark_jax.gpt.REMAT`.
       guidance: of the text and coarse stages, see `unguided`.
+      sharpness: what the network gives is so many times the logits whose likelihood this is.
       inputs: of the text and coarse stages, a list that what goes into each block is appended to, for `lost`.
       vectors: of the fine stage, what the codes stand for, see `smoothed`; None: only the true code is right.
 
@@ -61,6 +63,7 @@ def nll(
         plain = unguided(logits, jax.lax.stop_gradient(without), guidance)
         shown = jnp.any(batch.inputs[place] != pad, axis=-1)
         logits = jnp.where(shown[:, None, None], plain, logits)
+    logits = logits / sharpness
     if vectors is None:
         losses = _cross_entropy(logits, codes)
     else:

@@ -138,9 +138,10 @@ def config() -> BarkConfig:
     return BarkConfig(semantic, coarse, fine, CODEC, fingerprint="bark-nano-2")
 
 
-SHARPER = {"semantic": 0.7 / 0.4, "fine": 0.5 / 0.25}
+SHARPER = {"semantic": 0.7 / 0.4, "fine": 0.5 / 0.0625}
 """Shipped logits over trained ones. Generation's default temperature of 0.7 draws text as 0.4 would, which fewer words
-suffer from; that of fine, 0.5, as 0.25: codes that it does not know are left out then (`README.md`, "The GPTs")."""
+suffer from; that of fine, 0.5, as 0.06: codes that it does not know are left out then (`README.md`, "The GPTs"). What
+is shipped is trained on with these as `sharpness`: ``training.json``."""
 
 VOICES = "af_heart af_bella af_aoede am_puck am_fenrir am_onyx bf_emma bf_isabella bm_lewis bm_fable".split()
 """Presets: Kokoro's names, of its American and British voices, female and male."""
@@ -183,7 +184,8 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
                 writer.write(network, low)
             writer.write("codec", safetensors.numpy.load_file(SHIPPED / "codec.safetensors"))
         shutil.copyfile(SHIPPED / "units.safetensors", made / "units.safetensors")
-        shutil.copyfile(SHIPPED / "README.md", made / "README.md")
+        for name in ("README.md", "training.json"):
+            shutil.copyfile(SHIPPED / name, made / name)
         (made / "voices").mkdir()
         for name, voice in voices.items():
             voice.check(config())
