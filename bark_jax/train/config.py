@@ -422,7 +422,9 @@ class TrainConfig:
 
 ADVICE = "training.json"
 """In a native folder: how its stages want to be trained, by stage, in the names of `TrainConfig`."""
-_NO_ADVICE = frozenset({"stage", "data", "out", "model", "config", "tokenizer", "rehearsal", "lora"})
+CALLERS = frozenset({"stage", "data", "out", "model", "config", "tokenizer"})
+"""Settings that are arguments of their own in `finetune`."""
+_NO_ADVICE = CALLERS | {"rehearsal", "lora"}
 
 
 def advice(model: str | Path, stage: str, *, lora: bool) -> dict[str, Any]:

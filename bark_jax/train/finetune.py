@@ -25,7 +25,7 @@ from bark_jax.config import BarkConfig, ConfigError
 from bark_jax.files import replacing
 from bark_jax.hub import STAGES
 from bark_jax.train import data as rows
-from bark_jax.train.config import ADVICE, LoRA, TrainConfig, advice
+from bark_jax.train.config import ADVICE, CALLERS, LoRA, TrainConfig, advice
 from bark_jax.train.loop import Result, train
 from bark_jax.train.lora import check as check_rank
 from bark_jax.train.runs import Run, RunError, lock, remove_parts
@@ -96,7 +96,7 @@ def finetune(
     _check_out(out, [folder, *map(Path, data)])
     config = BarkConfig.load(folder / "config.json")
     known = set(TrainConfig.__dataclass_fields__)
-    if given := {"stage", "data", "out", "model", "config", "tokenizer"} & set(settings):
+    if given := CALLERS & set(settings):
         raise ConfigError(f"{', '.join(sorted(given))}: given by the other arguments, not among the settings")
     if unknown := sorted(set(settings) - known):
         raise ConfigError(f"unknown setting(s) {', '.join(unknown)}: choose from {', '.join(sorted(known))}")

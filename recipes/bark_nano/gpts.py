@@ -183,8 +183,7 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
                 }
                 writer.write(network, low)
             writer.write("codec", safetensors.numpy.load_file(SHIPPED / "codec.safetensors"))
-        shutil.copyfile(SHIPPED / "units.safetensors", made / "units.safetensors")
-        for name in ("README.md", "training.json"):
+        for name in ("units.safetensors", "README.md", "training.json"):
             shutil.copyfile(SHIPPED / name, made / name)
         (made / "voices").mkdir()
         for name, voice in voices.items():
