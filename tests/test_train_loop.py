@@ -181,16 +181,27 @@ def test_from_random_weights(make: Any, place: Path) -> None:
     assert not np.array_equal(before["wte.weight"], tensors(result.product)["wte.weight"])
 
 
-def test_patience_stops_and_the_best_is_the_product(make: Any, tmp_path: Path) -> None:
+def test_a_run_that_gains_nothing_says_so(make: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    config = make(steps=4, learning_rate=3.0, warmup=0, evaluate_every=2, clip=100)
+    result = loop.train(config)
+    before = next(line["validation_loss"] for line in logged(Path(config.out)) if line["step"] == 0)
+    assert result.validation_loss is not None and result.validation_loss > before
+    assert f"before training the validation loss was {before:.4f}, so this run has gained" in capfd.readouterr().err
+
+
+def test_patience_stops_and_the_best_is_the_product(
+    make: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A rate that ruins the network: it gets worse and worse, and the best checkpoint survives all newer ones."""
     config = make(steps=60, learning_rate=0.3, warmup=12, evaluate_every=2, patience=3, keep=1, save_every=99, clip=100)
-    result = loop.train(config, progress=False)
+    result = loop.train(config)
     checked = {line["step"]: line["validation_loss"] for line in logged(Path(config.out)) if "validation_loss" in line}
     losses = [checked[step] for step in checked if step > 0]
     best = min(losses)
     assert result.reason == "patience" and result.step == result.best_step + 6 < 60
     assert losses.index(best) == len(losses) - 4 and checked[result.best_step] == best == result.validation_loss
     assert losses[-1] > best + 0.1
+    assert best < checked[0] and "gained nothing" not in capfd.readouterr().err
     assert {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()} == {result.best_step, result.step}
 
     # The loss of the product, computed anew, is the best one.

@@ -227,6 +227,21 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not(
         prepare(bark, folder, tmp_path / "out", consent=WHO)
 
 
+def test_of_some_clips_enough_are_kept_from_training(bark: Bark, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for i in range(40):
+        put(tmp_path / "said" / f"{i:02d}.wav", utterances(0.1, float(rng.uniform(1.1, 1.4)), 0.1, rate=RATE))
+
+    def kept(share: float) -> set[str]:
+        made = prepare(bark, tmp_path / "said", tmp_path / "out", consent=WHO, validation=share)
+        assert len(made.clips) == 40
+        return {row["id"] for row in rows_of(made.rows) if row["split"] == "validation"}
+
+    assert not kept(0)
+    assert len(kept(1e-9)) == 4  # one in ten, where the share alone would keep none
+    assert kept(1e-9) <= kept(0.5) and 8 <= len(kept(0.5)) <= 32
+
+
 def test_wrong_arguments_are_named(bark: Bark, tmp_path: Path) -> None:
     folder = tmp_path / "said"
     put(folder / "one.wav", utterances(0.3, 1.5, 0.3, rate=RATE))

@@ -655,6 +655,8 @@ class _Loop:
         self.trainer = plan.trainer
         self.step = 0
         """Updates made."""
+        self.before: float | None = None
+        """Validation loss of the weights that training starts from."""
         self.best: dict[str, Any] | None = None
         """Step and validation loss of the best evaluation."""
         self.stale = 0
@@ -697,6 +699,7 @@ class _Loop:
         restored = self.folder.restore(latest, weights=weights_, optimizer=optimizer)
         self.trainer.load(restored["weights"], restored["optimizer"])
         self.step, self.best, self.stale = latest, record["best"], record["stale"]
+        self.before = record.get("before")  # which checkpoints of older versions do not have
         self.report.say(f"going on from step {latest}")
 
     @property
@@ -780,7 +783,9 @@ class _Loop:
         return "; ".join(shown[:8]) + (f"; and {len(shown) - 8} more" if len(shown) > 8 else "")
 
     def _validate(self, validation: Validation) -> bool:
-        """Evaluate; gives whether it is the best so far. Step 0 shows where training starts, and is never the best."""
+        """Evaluate; gives whether it is the best so far. Step 0 shows where training starts, and is never the best: a
+        run's product is something that was trained, and `_finish` says so if it is worse.
+        """
         total, count = 0.0, 0
         for batch in validation:
             nll, counts = self.trainer.evaluate(self.trainer.put(batch))
@@ -792,6 +797,8 @@ class _Loop:
             count += int(np.sum(counts))
         value = total / count
         self.folder.log(step=self.step, validation_loss=value)
+        if self.step == 0:
+            self.before = value
         improved = self.step > 0 and (self.best is None or value < self.best["validation_loss"])
         if improved:
             self.best, self.stale = {"step": self.step, "validation_loss": value}, 0
@@ -802,7 +809,8 @@ class _Loop:
 
     def _save(self) -> None:
         params, optimizer = self.trainer.state()
-        record = {"step": self.step, "settings": self.plan.settings, "best": self.best, "stale": self.stale}
+        about = {"before": self.before, "best": self.best, "stale": self.stale}
+        record = {"step": self.step, "settings": self.plan.settings, **about}
         best = None if self.best is None else self.best["step"]
         self.folder.save(self.step, params, optimizer, record, keep=self.config.keep, best=best)
 
@@ -823,6 +831,11 @@ class _Loop:
         product = self._write(tensors, {"stage": self.config.stage, "step": str(step), "validation_loss": f"{value}"})
         said = "" if value is None else f", validation {value:.4f}"
         self.report.say(f"{product} is the product (step {step}{said})")
+        if value is not None and self.before is not None and value >= self.before:
+            self.report.say(
+                f"warning: before training the validation loss was {self.before:.4f}, so this run has gained nothing. "
+                "Try a lower learning_rate or more data in a new folder, or do without it"
+            )
         return Result(
             folder=self.folder.folder,
             product=product,

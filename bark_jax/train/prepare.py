@@ -40,6 +40,8 @@ MIN_RATE = 16_000
 """Hz. A telephone's 8 kHz lack what tells an s from an f; a model would learn to sound like one."""
 LETTERS_PER_S = (1.5, 35.0)
 """Of a text: slow Chinese to fast Finnish. Beyond these it is not what is said."""
+LEAST_VALIDATED = 5
+"""Clips that are kept from training where there are 50 or more, however small their share."""
 RECORDINGS_AT_ONCE = 32
 """Recordings of a part: what is done anew after a kill."""
 PICTURE, REPORT, ROWS = "report.png", "report.json", "rows.parquet"
@@ -113,7 +115,8 @@ def prepare(
         name, others of one that is named as the source.
       consent: who agreed that their voice is used (1 to 256 characters), kept in the report.
       transcripts: see `Transcripts`; without any, rows have no texts and serve the coarse and fine stages.
-      validation: share of the clips that are kept from training, 0 to 0.5; at least one of ten clips or more.
+      validation: share of the clips that are kept from training, 0 to 0.5; of 10 clips or more at least one in ten, up
+        to 5: the loss of a single clip says little.
       one_speaker: reject clips of 2 s and more in which somebody else speaks than in most of the voice's. None: if
         Resemblyzer is installed.
 
@@ -426,11 +429,11 @@ def _finish(out: Path, consent: str, validation: float, notes: list[str]) -> Pre
     if not rows:
         some = "; ".join(map(str, rejected[:5]))
         raise DataError(f"No clip is fit to train on, of {len(rejected)}: {some}")
-    # By their names, so that more recordings change the split of none; the first ones that fall below the share.
+    # By their names, so that more recordings change the split of few.
     chance = {row["id"]: int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "big") / 2**64 for row in rows}
     chosen = {id_ for id_, x in chance.items() if x < validation}
-    if validation > 0 and not chosen and len(rows) >= 10:
-        chosen = {min(chance, key=chance.__getitem__)}
+    if validation > 0:
+        chosen |= set(sorted(chance, key=chance.__getitem__)[: min(LEAST_VALIDATED, len(rows) // 10)])
     for row in rows:
         row["split"] = "validation" if row["id"] in chosen else "train"
     data.write(out / ROWS, rows)
