@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -100,6 +101,8 @@ class TestPlan:
             assert not {*clip.colour, *clip.melody} & {*corpus.HELD_OUT, *corpus.UNUSABLE}
         shared = {clip.text for clip in heldout if clip.voice == corpus.HELD_OUT[0]}
         assert len(shared & {clip.text for clip in heldout if clip.voice == "heldout_f00"}) >= 10
+        voices_of = collections.Counter(text for _, text in {(clip.voice, clip.text) for clip in heldout})
+        assert len(voices_of) == corpus.N_HELD_OUT_SENTENCES and min(voices_of.values()) == 2
 
     def test_ids_are_unique_and_hours_are_met(self, clips: list[corpus.Clip]) -> None:
         assert len({clip.id for clip in clips}) == len(clips)

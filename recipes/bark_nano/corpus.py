@@ -39,6 +39,9 @@ HELD_OUT = ("af_sarah", "bm_george")
 UNUSABLE = ("af_nicole", "am_santa", "em_santa", "pm_santa")
 """One whispers; the others are caricatures."""
 N_HELD_OUT_MIXES, N_HELD_OUT_SENTENCES = 10, 200
+MORE = 1000
+"""Number of the first held-out sentence where a voice says its share of all of them: of its own it says 0 to 14. A few
+sentences by every voice compare voices, but what is lost of one of them is lost in many voices at once."""
 
 SECONDS_PER_CHARACTER, SECONDS_AROUND = 0.062, 0.5
 """Of a clip, measured on both teachers; only to plan how many clips make an hour."""
@@ -197,20 +200,8 @@ def plan(
 
     def add(speaker: Speaker, teacher: str, lines: Iterable[str], split: str | None = None, first: int = 0) -> None:
         for i, text in enumerate(lines, first):
-            clips.append(
-                Clip(
-                    id=f"{speaker.name}/{i:04d}",
-                    voice=speaker.name,
-                    teacher=teacher,
-                    split=split or ("validation" if rng.random() < 0.01 else "train"),
-                    text=text,
-                    british=speaker.british,
-                    speed=round(speaker.speed * rng.uniform(0.95, 1.05), 3),
-                    seed=len(clips),
-                    colour=dict(speaker.style.colour),
-                    melody=dict(speaker.style.melody),
-                )
-            )
+            part = split or ("validation" if rng.random() < 0.01 else "train")
+            clips.append(_clip(speaker, teacher, part, i, text, rng, seed=len(clips)))
 
     cast = speakers(n_speakers, names)
     for speaker in cast:
@@ -225,8 +216,34 @@ def plan(
             said = sum(clip.voice == speaker.name for clip in clips)
             add(speaker, "kokoro", texts(60 * named_minutes), first=said)
     rng.shuffle(clips)
+    clips += _all_heldout([speaker for speaker in cast if speaker.heldout], heldout, clips)
     clips.sort(key=lambda clip: clip.split != "heldout")  # first what measures all else
     return clips
+
+
+def _clip(speaker: Speaker, teacher: str, split: str, number: int, text: str, chance: random.Random, seed: int) -> Clip:
+    return Clip(
+        id=f"{speaker.name}/{number:04d}",
+        voice=speaker.name,
+        teacher=teacher,
+        split=split,
+        text=text,
+        british=speaker.british,
+        speed=round(speaker.speed * chance.uniform(0.95, 1.05), 3),
+        seed=seed,
+        colour=dict(speaker.style.colour),
+        melody=dict(speaker.style.melody),
+    )
+
+
+def _all_heldout(cast: Sequence[Speaker], texts: Sequence[str], clips: Iterable[Clip]) -> Iterator[Clip]:
+    """Every text by two speakers, but for what they say among `clips` already."""
+    chance = random.Random("more")
+    there = {(clip.voice, clip.text) for clip in clips}
+    for i, text in enumerate(texts):
+        for speaker in (cast[i % len(cast)], cast[(i + len(cast) // 2) % len(cast)]):
+            if (speaker.name, text) not in there:
+                yield _clip(speaker, "kokoro", "heldout", MORE + i, text, chance, seed=i)
 
 
 # --- speak ------------------------------------------------------------------------------------------------------------
