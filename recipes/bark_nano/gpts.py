@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import shutil
 import string
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -183,8 +182,8 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
                 }
                 writer.write(network, low)
             writer.write("codec", safetensors.numpy.load_file(SHIPPED / "codec.safetensors"))
-        for name in ("units.safetensors", "README.md", "training.json"):
-            shutil.copyfile(SHIPPED / name, made / name)
+            for name in ("units.safetensors", "README.md", "training.json"):
+                writer.keep(SHIPPED / name)
         (made / "voices").mkdir()
         for name, voice in voices.items():
             voice.check(config())

@@ -174,6 +174,7 @@ def clones(work: Path, bark: bark_jax.Bark) -> dict[str, bark_jax.Voice]:
 
 
 def _heldout_clips(work: Path, voice: str) -> list[Path]:
+    """The clips of a voice before `corpus.MORE`: what its prompt is taken from stays the same."""
     found = sorted((work / "audio" / voice).glob("0*.flac"))
     if not found:
         raise FileNotFoundError(f"there are no clips of {voice} in {work / 'audio'}: run `corpus speak` first")
