@@ -29,7 +29,7 @@ from bark_jax import library, weights
 from bark_jax import units as networks
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
-from recipes.bark_nano import corpus, critic, evaluate, listen, rows, sentences, train_codec, units
+from recipes.bark_nano import corpus, critic, evaluate, foretell, listen, rows, sentences, train_codec, units
 from recipes.bark_nano.first_weights import filter_bank, first_weights
 
 LANGUAGES = {"a": 11, "b": 4, "e": 3, "j": 5}
@@ -375,6 +375,42 @@ class TestMatrices:
 RUN = train_codec.Settings(
     batch=2, seconds=0.2, steps=5, quantize_from=2, critics_from=3, warmup=2, critic_filters=2, critic_windows=(256,)
 )
+HEARD = networks.LogMelUnits(networks.UnitsConfig(width=16, n_blocks=1, n_units=10), rngs=nnx.Rngs(0))
+
+
+class TestForetell:
+    def test_a_code_is_foretold_from_what_is_known_before_it(self) -> None:
+        network = foretell.Foreteller(10, 16, 8, width=16, rngs=nnx.Rngs(0))
+        rng = np.random.default_rng(0)
+        units = jnp.asarray(rng.integers(10, size=(2, 20)))
+        voice, *vectors = (
+            jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, 16), *[(2, 30, 8)] * 2)
+        )
+        first, second = network(units, voice, (vectors[0], vectors[1]))
+        assert first.shape == second.shape == (2, 30, 16)
+        changed = [x.at[:, 12].add(1.0) for x in vectors]
+        for moved, begins in (((changed[0], vectors[1]), 12), ((vectors[0], changed[1]), 13)):
+            now = network(units, voice, moved)
+            np.testing.assert_array_equal(now[0], first)
+            differs = np.any(np.asarray(now[1] != second), axis=(0, 2))
+            assert np.flatnonzero(differs)[0] == begins
+
+    def test_a_vector_is_drawn_to_what_is_foretold_and_from_what_is_common(self) -> None:
+        table = jnp.array([[-1.0, 0.0], [1.0, 0.0]])
+        share, even = jnp.array([0.5, 0.5]), jnp.zeros((1, 1, 2))
+        x = jnp.array([[[0.1, 0.3]]])
+        slope = jax.grad(foretell.unforetold)
+        assert abs(float(foretell.unforetold(x, table, share, even))) < 1e-6
+        np.testing.assert_allclose(slope(x, table, share, even), 0, atol=1e-6)
+        assert slope(x, table, share, jnp.array([[[2.0, 0.0]]]))[0, 0, 0] > 0  # downhill is to the left
+        assert slope(x, table, jnp.array([0.2, 0.8]), even)[0, 0, 0] > 0
+        to_logits = jax.grad(foretell.unforetold, argnums=3)(x, table, share, jnp.array([[[2.0, 0.0]]]))
+        np.testing.assert_array_equal(to_logits, 0)
+
+    def test_surprise_is_in_nats(self) -> None:
+        codes = jnp.array([[3, 0]])
+        assert float(foretell.surprise(jnp.zeros((1, 2, 16)), codes)) == pytest.approx(np.log(16))
+        assert float(foretell.surprise(50.0 * jax.nn.one_hot(codes, 16), codes)) < 1e-6
 
 
 class TestTrainer:
@@ -403,14 +439,20 @@ class TestTrainer:
             same = np.array_equal(tensor, before[name])
             assert same != name.startswith("decoder."), name
 
-    def test_content_needs_a_listener_and_counts_where_there_is_one(self) -> None:
-        settings = dataclasses.replace(RUN, content=0.5)
-        with pytest.raises(ValueError, match=r"content is 0\.5: it needs a network"):
-            train_codec.Trainer(settings, SMALL)
-        heard = networks.LogMelUnits(networks.UnitsConfig(width=16, n_blocks=1, n_units=10), rngs=nnx.Rngs(0))
-        trainer = train_codec.Trainer(settings, SMALL, listener=heard)
-        _, metrics = trainer.step(trainer.start(), 0.1 * speech_like(2, 4800), 0)
+    def test_content_and_what_is_foretold_need_a_listener_and_count_where_there_is_one(self) -> None:
+        for name in ("content", "foretold"):
+            with pytest.raises(ValueError, match=rf"{name} is 0\.5: it needs a network"):
+                train_codec.Trainer(dataclasses.replace(RUN, **{name: 0.5}), SMALL)
+        settings = dataclasses.replace(RUN, content=0.5, foretold=0.5, all_books=0.5, quantize_from=0, warmup=0)
+        trainer = train_codec.Trainer(settings, SMALL, listener=HEARD)
+        state = trainer.start()
+        names, old = set(trainer.exported(state)), {name: np.array(x) for name, x in state.params.items()}
+        state, metrics = trainer.step(state, 0.1 * speech_like(2, 4800), 0)
         assert 0 < float(metrics["content"]) < float(metrics["loss"])
+        assert np.isfinite(float(metrics["foretold"])) and float(metrics["nats_0"]) > 0
+        changed = {name for name, x in state.params.items() if not np.array_equal(x, old[name])}
+        assert "encoder.conv_in.weight" in changed and f"{train_codec.FORETELLER}first.weight" in changed
+        assert names == set(trainer.exported(state)) == set(weights.names(Codec(SMALL, rngs=nnx.Rngs(0))))
 
     def test_what_was_not_trained_is_not_exported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None, None))

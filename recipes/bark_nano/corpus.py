@@ -29,7 +29,7 @@ import numpy as np
 from bark_jax import audio as audio_files
 from bark_jax.files import replacing
 from recipes.bark_nano import run, sentences
-from recipes.bark_nano.teachers import KOKORO_JS, SAMPLE_RATE, Hibari, Kokoro, Reader, Style, voices
+from recipes.bark_nano.teachers import KOKORO_JS, SAMPLE_RATE, Hibari, Kokoro, Reader, Style, kokoro_model, voices
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 WORK = Path("bark-nano-work")
@@ -282,6 +282,7 @@ def speak(work: Path, assets: Path, *, workers: int, teachers: Sequence[str] = T
     jobs = [(clip, audio_path(work, clip.id)) for clip in read_plan(work) if clip.teacher in teachers]
     jobs = [(clip, path) for clip, path in jobs if not path.is_file()]
     started, seconds = time.monotonic(), 0.0
+    kokoro_model()  # before there are several processes
     with multiprocessing.get_context("spawn").Pool(workers, _begin, (assets,)) as pool:
         for i, length in enumerate(pool.imap_unordered(_speak, jobs, chunksize=4), 1):
             seconds += length

@@ -21,6 +21,8 @@ from bark_jax.units import LogMelUnits
 
 MELS = ((64, 8), (128, 16), (256, 32), (512, 64), (1024, 96), (2048, 128))
 """Window and number of mel bands of each scale; hops are a quarter of the window."""
+LONG = MELS[3:]
+"""Those that tell more of what sounds than of when a wave begins."""
 HALVES = (MELS[1::2], MELS[::2])
 """Two halves of them, as costly as each other."""
 

@@ -46,15 +46,18 @@ from bark_jax.units import LogMelUnits
 from recipes.bark_nano import corpus, run
 from recipes.bark_nano.critic import (
     KINDS,
+    LONG,
     Critics,
     audible_distance,
     content_distance,
     copy_losses,
     critic_loss,
+    loudness_distance,
     split_loudness_distance,
     wave_distance,
 )
 from recipes.bark_nano.first_weights import first_weights
+from recipes.bark_nano.foretell import N_BOOKS, Foreteller, surprise, unforetold, voice_of
 
 CONFIG = CodecConfig(
     dimension=64,
@@ -72,6 +75,8 @@ at the frame rate, so there is little to compute for a second of speech, and nea
 (`benchmarks/NOTES.md`, "The codec that works at the frame rate")."""
 
 BOOKS = "quantizer.codebooks"
+FORETELLER = "foreteller."
+"""What its tensors' names begin with, among those of the codec."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,9 @@ class Settings:
     wave: float = 6.0
     content: float = 0.0
     """Of the distance in what step 2's network hears (`critic.content_distance`), which then must be there."""
+    foretold: float = 0.0
+    """Of what could not be foretold of the first codes (`foretell`), in nats; step 2's network must be there. Rows with
+    few codebooks then are not compared wave by wave, and not in windows of less than 512 samples."""
     commit: float = 0.25
     marks: float = 1.0
     matching: float = 2.0
@@ -165,6 +173,8 @@ class Quantized(NamedTuple):
     """(Q, K, D)."""
     left: jax.Array
     """(Q, B · F, D) what each codebook was given."""
+    codes: jax.Array
+    """(Q, B · F) the nearest."""
 
 
 def quantize(x: jax.Array, vectors: jax.Array, active: jax.Array) -> Quantized:
@@ -172,7 +182,7 @@ def quantize(x: jax.Array, vectors: jax.Array, active: jax.Array) -> Quantized:
     rows, frames, width = x.shape
     left, total = x, jnp.zeros_like(x)
     commit = jnp.zeros(())
-    counts, sums, given = [], [], []
+    counts, sums, given, nearest = [], [], [], []
     for i, table in enumerate(vectors):
         flat = lax.stop_gradient(left).reshape(-1, width)
         distance = jnp.sum(jnp.square(table), axis=-1) - 2 * jnp.dot(flat, table.T, precision="highest")
@@ -181,12 +191,13 @@ def quantize(x: jax.Array, vectors: jax.Array, active: jax.Array) -> Quantized:
         counts.append(jax.ops.segment_sum(on.astype(jnp.float32), codes, table.shape[0]))
         sums.append(jax.ops.segment_sum(flat * on[:, None], codes, table.shape[0]))
         given.append(flat)
+        nearest.append(codes)
         near = lax.stop_gradient(table)[codes].reshape(x.shape) * on.reshape(rows, frames, 1)
         commit += jnp.sum(jnp.square(left - near) * on.reshape(rows, frames, 1)) / x.size
         total += near
         left = left - near
     out = x + lax.stop_gradient(total - x)
-    return Quantized(out, commit, jnp.stack(counts), jnp.stack(sums), jnp.stack(given))
+    return Quantized(out, commit, jnp.stack(counts), jnp.stack(sums), jnp.stack(given), jnp.stack(nearest))
 
 
 def update(books: Books, seen: Quantized, decay: float, key: jax.Array) -> Books:
@@ -287,13 +298,17 @@ class Trainer:
             raise ValueError(f"critic_kind is {settings.critic_kind!r}: choose one of {', '.join(KINDS)}")
         if settings.trained not in ("all", "decoder"):
             raise ValueError(f"trained is {settings.trained!r}: choose one of all, decoder")
-        if settings.content and listener is None:
-            raise ValueError(f"content is {settings.content}: it needs a network to listen, and none is given")
+        for name in ("content", "foretold"):
+            if getattr(settings, name) and listener is None:
+                raise ValueError(
+                    f"{name} is {getattr(settings, name)}: it needs a network to listen, and none is given"
+                )
         mesh = Mesh(np.array(devices), ("data",))
         self._everywhere, self._rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
         self.settings, self.config, self.listener = settings, config, listener
         self.module = nnx.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
         self.judge = nnx.eval_shape(self._new_critics)
+        self.foreteller = nnx.eval_shape(self._new_foreteller) if settings.foretold else None
 
         def schedule(rate: float) -> optax.Schedule:
             rise, fall = settings.warmup, round(settings.fall * settings.steps)
@@ -318,6 +333,12 @@ class Trainer:
         rngs = nnx.Rngs(s.seed + 1)
         return Critics(s.critic_windows, s.critic_filters, kind=s.critic_kind, dtype=s.critic_dtype, rngs=rngs)
 
+    def _new_foreteller(self) -> Foreteller:
+        known, c = self.listener, self.config
+        assert known is not None
+        rngs = nnx.Rngs(self.settings.seed + 2)
+        return Foreteller(known.config.n_units, c.codebook_size, c.dimension, rngs=rngs)
+
     def start(self, made: Mapping[str, np.ndarray] | None = None) -> State:
         """A run's beginning: of `first_weights`, or of a codec's tensors by name, its codebooks among them."""
         if made is None:
@@ -325,6 +346,8 @@ class Trainer:
             made = first_weights({name: np.asarray(x) for name, x in tensors.items()}, self.config)
         tensors = {name: jnp.asarray(x, jnp.float32) for name, x in made.items()}
         vectors = tensors.pop(BOOKS)
+        if self.foreteller is not None:
+            tensors |= {FORETELLER + name: x for name, x in weights.names(self._new_foreteller()).items()}
         critics = weights.names(self._new_critics())
         books = Books(jnp.ones(vectors.shape[:2]), vectors)
         state = State(
@@ -353,11 +376,33 @@ class Trainer:
 
     def _codec(self, params: dict[str, jax.Array], vectors: jax.Array | None) -> Any:
         shape = (self.config.n_codebooks, self.config.codebook_size, self.config.dimension)
+        params = {name: x for name, x in params.items() if not name.startswith(FORETELLER)}
         return weights.fill(self.module, {**params, BOOKS: jnp.zeros(shape) if vectors is None else vectors})
 
     def exported(self, state: State) -> dict[str, np.ndarray]:
         """The tensors of ``codec.safetensors``."""
-        return {name: np.asarray(x, np.float32) for name, x in {**state.average, BOOKS: state.books.vectors}.items()}
+        tensors = {**state.average, BOOKS: state.books.vectors}
+        return {name: np.asarray(x, np.float32) for name, x in tensors.items() if not name.startswith(FORETELLER)}
+
+    def _foretell(
+        self, params: dict[str, jax.Array], x: jax.Array, audio: jax.Array, seen: Quantized, books: Books
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """What the encoder pays for its vectors x (B, F, D), and the nats of each codebook, for the foreteller."""
+        assert self.listener is not None and self.foreteller is not None
+        units = jnp.argmax(lax.stop_gradient(self.listener(audio)), axis=-1)
+        mine = {n.removeprefix(FORETELLER): p for n, p in params.items() if n.startswith(FORETELLER)}
+        codes = seen.codes[:N_BOOKS].reshape(N_BOOKS, *x.shape[:2])
+        tables = books.vectors[:N_BOOKS]
+        first, second = (table[i] for table, i in zip(tables, codes, strict=True))
+        voice = voice_of(lax.stop_gradient(x))
+        logits = weights.fill(self.foreteller, mine)(units, voice, (first, second))
+        cost, nats = jnp.zeros(()), []
+        for i, table in enumerate(tables):
+            left = x + lax.stop_gradient(seen.left[i].reshape(x.shape) - x)  # a codebook's vectors are no variables
+            share = books.counts[i] / jnp.sum(books.counts[i])
+            cost += unforetold(left, table, share, logits[i])
+            nats.append(surprise(logits[i], codes[i]))
+        return cost, nats
 
     def _whole_step(
         self, state: State, audio: jax.Array, number: jax.Array, *, quantized: bool, judged: bool
@@ -367,7 +412,12 @@ class Trainer:
         key = jax.random.fold_in(jax.random.key(s.seed), number)
         few = jax.random.randint(jax.random.fold_in(key, 1), (rows,), 1, books)
         first_two = jax.random.bernoulli(jax.random.fold_in(key, 2), 0.5, (rows,))
-        every = jax.random.bernoulli(jax.random.fold_in(key, 3), s.all_books, (rows,))
+        if s.foretold:
+            n_whole = max(1, round(s.all_books * rows))
+            every = jnp.arange(rows) < n_whole
+        else:
+            n_whole = rows
+            every = jax.random.bernoulli(jax.random.fold_in(key, 3), s.all_books, (rows,))
         active = jnp.where(every, books, jnp.where(first_two, 2, few))
         vectors = state.books.vectors
         whole = s.trained == "all"
@@ -378,21 +428,30 @@ class Trainer:
             x = x if whole else lax.stop_gradient(x)
             seen = quantize(x, vectors, active) if quantized else None
             made = codec.decoder(x if seen is None else seen.vectors)
+            rate, share = self.config.sample_rate, n_whole / rows
+            loud = share * split_loudness_distance(made[:n_whole], audio[:n_whole], rate)
+            if n_whole < rows:
+                loud += (1 - share) * loudness_distance(made[n_whole:], audio[n_whole:], rate, LONG)
             parts = {
-                "loudness": s.loudness * split_loudness_distance(made, audio, self.config.sample_rate),
-                "audible": s.audible * audible_distance(made, audio, self.config.sample_rate),
-                "wave": s.wave * wave_distance(made, audio),
+                "loudness": s.loudness * loud,
+                "audible": s.audible * audible_distance(made, audio, rate),
+                "wave": s.wave * share * wave_distance(made[:n_whole], audio[:n_whole]),
             }
             if self.listener is not None and s.content:
                 parts["content"] = s.content * content_distance(self.listener, made, audio)
             if seen is not None and whole:
                 parts["commit"] = s.commit * seen.commit
+            known = []
+            if self.foreteller is not None and seen is not None:
+                cost, known = self._foretell(params, x, audio, seen, state.books)
+                parts |= {"foretold": s.foretold * cost, "nats": sum(known, jnp.zeros(()))}
             if judged:
                 critics = weights.fill(self.judge, state.critics)
                 marks, matching = copy_losses(critics, audio, made)
                 parts |= {"marks": s.marks * marks, "matching": s.matching * matching}
             kept = None if seen is None else seen._replace(vectors=jnp.zeros(()), commit=jnp.zeros(()))
-            return sum(parts.values(), start=jnp.zeros(())), (parts, made, kept)
+            each = {f"nats_{i}": x for i, x in enumerate(known)}
+            return sum(parts.values(), start=jnp.zeros(())), (parts | each, made, kept)
 
         (total, (parts, made, seen)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
@@ -532,6 +591,22 @@ def files(work: Path) -> tuple[list[Path], list[Path]]:
     return synthetic, sorted(corpus.recorded(work, "train").glob("*.flac"))
 
 
+def listener_of(work: Path, settings: Settings) -> LogMelUnits | None:
+    """Step 2's network, where the settings need it.
+
+    Raises:
+      ValueError: the folder has another kind of network.
+    """
+    if not settings.content and not settings.foretold:
+        return None
+    network = units.load(work / "units" / "units.safetensors")
+    if not isinstance(network, LogMelUnits):
+        raise ValueError(
+            f"{work / 'units'} has a network that reads no log mel spectra: the codec is judged by bark-nano's"
+        )
+    return network
+
+
 def train(
     work: Path, settings: Settings, *, minutes: float, save_minutes: float, log_every: int, begin: Path | None = None
 ) -> None:
@@ -549,12 +624,7 @@ def train(
     if begin is not None:
         made = safetensors.numpy.load_file(begin)
         settings = dataclasses.replace(settings, quantize_from=0)
-    listener = units.load(work / "units" / "units.safetensors") if settings.content else None
-    if listener is not None and not isinstance(listener, LogMelUnits):
-        raise ValueError(
-            f"{work / 'units'} has a network that reads no log mel spectra: the codec is judged by bark-nano's"
-        )
-    trainer = Trainer(settings, listener=listener)
+    trainer = Trainer(settings, listener=listener_of(work, settings))
     kept = Run(work / "codec")
     kept.remember(settings)
     crops = Crops(*files(work), settings, trainer.config.sample_rate)
@@ -594,7 +664,7 @@ def export(work: Path, settings: Settings) -> Path:
     """
     from bark_jax.files import replacing
 
-    trainer = Trainer(dataclasses.replace(settings, content=0.0))  # it makes no step, so nothing is listened to
+    trainer = Trainer(settings, listener=listener_of(work, settings))
     step, state = Run(work / "codec").restore(trainer.start())
     if not step:
         raise FileNotFoundError(f"{work / 'codec'} has no checkpoint: train first, without --export")
