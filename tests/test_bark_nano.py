@@ -590,6 +590,36 @@ class TestRows:
         assert len(one["semantic"]) >= len(audio) // 480 - 1
         np.testing.assert_array_equal(one["semantic"], networks.encode(network, audio)[: len(one["semantic"])])
 
+    def test_rows_of_another_codec_get_the_codes_of_this_one(
+        self, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pq = pytest.importorskip("pyarrow.parquet")
+        monkeypatch.setattr(rows, "CLIPS_AT_ONCE", 3)
+        other = Codec(SMALL, rngs=nnx.Rngs(1))
+        before = work / "other.safetensors"
+        safetensors.numpy.save_file({name: np.asarray(x) for name, x in weights.names(other).items()}, before)
+        rng = np.random.default_rng(0)
+        given: list[dict[str, Any]] = [
+            {"id": f"a/{n}", "split": "train", "text": "A.", "voice": "a", "semantic": [1] * n, "fine": codes}
+            for n, codes in ((n, rng.integers(16, size=(3, n * 3 // 2))) for n in (40, 20, 30, 42))
+        ]
+        given.append({"id": "b/0", "split": "train", "text": "B.", "voice": "b", "semantic": [2, 3]})
+        rows.data.write(work / "old" / "said-00000.parquet", given)
+        with pytest.raises(FileNotFoundError, match=r"has no \.parquet files"):
+            rows.write_recoded(work, work / "audio", before)
+        for _ in range(2):
+            rows.write_recoded(work, work / "old", before)
+        found = {row["id"]: row for row in pq.read_table(work / "rows" / "said-00000.parquet").to_pylist()}
+        assert found.keys() == {row["id"] for row in given} and found["b/0"]["fine"] is None
+        this = Codec(SMALL, rngs=nnx.Rngs(0))
+        for row in given[:-1]:
+            wanted = codecs.encode(this, np.asarray(codecs.decode(other, np.asarray(row["fine"], np.int32))))
+            np.testing.assert_array_equal(found[row["id"]]["fine"], wanted)
+            assert found[row["id"]]["semantic"] == row["semantic"] and found[row["id"]]["text"] == "A."
+        with pytest.raises(SystemExit):
+            rows.main(["--recode", str(work / "old")])
+        assert "--recode ROWS and --before CODEC go together" in capsys.readouterr().err
+
     def test_bulk_rows_have_text_and_units_alone(self, work: Path) -> None:
         pq = pytest.importorskip("pyarrow.parquet")
         clips = [dataclasses.replace(clip, teacher="hibari") for clip in corpus.read_plan(work)[:3]]

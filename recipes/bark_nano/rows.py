@@ -17,6 +17,9 @@ in 100 clips did not become rows, refused by whisper or too long.
 played faster or slower has another pitch and other resonances (speed perturbation, Ko et al. 2015). Of the voices in
 ROWS each is played at two paces; its audio is what the codec makes of its codes. What the bulk voice reads is divided
 among many paces.
+
+``--recode ROWS --before CODEC`` writes ROWS, made with another codec, with the codes of this one, of the audio that the
+other makes of its codes: minutes, where speaking the corpus again takes hours. Units and texts stay.
 """
 
 from __future__ import annotations
@@ -217,12 +220,44 @@ def write_shifted(work: Path, others: Path) -> None:
             print(f"{path.name} of {-(-len(chosen) // CLIPS_PER_FILE)}, {time.monotonic() - began:.0f} s", flush=True)
 
 
+def recoded(work: Path, rows: Sequence[dict[str, Any]], before: Path) -> Iterator[dict[str, Any]]:
+    """Rows with the codes of WORK's codec, of what the codec `before` makes of theirs; rows without codes stay."""
+    old, new = evaluate.load_codec(before), evaluate.load_codec(work / "codec" / "codec.safetensors")
+    yield from (row for row in rows if row.get("fine") is None)
+    coded = sorted((row for row in rows if row.get("fine") is not None), key=lambda row: len(row["fine"][0]))
+    for start in range(0, len(coded), CLIPS_AT_ONCE):
+        some = coded[start : start + CLIPS_AT_ONCE]
+        given = [np.array(row["fine"], np.int32) for row in some]
+        given += given[:1] * (CLIPS_AT_ONCE - len(some))  # as many rows in every call: compiled once
+        for row, codes in zip(some, codecs.encode(new, codecs.decode(old, given)), strict=False):
+            fine = np.asarray(codes)
+            yield row | {"fine": fine} | ({"coarse": fine[:2]} if row.get("coarse") is not None else {})
+
+
+def write_recoded(work: Path, others: Path, before: Path) -> None:
+    """Write what is not there yet."""
+    files = sorted(others.glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{others} has no .parquet files: there is nothing to recode")
+    folder, began = begin(work), time.monotonic()
+    for number, file in enumerate(files, 1):
+        if not (folder / file.name).is_file():
+            data.write(folder / file.name, recoded(work, pyarrow.parquet.read_table(file).to_pylist(), before))
+            print(f"{file.name}, {number} of {len(files)}, {time.monotonic() - began:.0f} s", flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.rows", description="Tokenise the corpus.")
     parser.add_argument("--work", type=Path, default=corpus.WORK)
     parser.add_argument("--bulk", action="store_true", help="the bulk voice's rows, for the text stage alone")
     parser.add_argument("--shift", type=Path, metavar="ROWS", help="the voices of these rows at other paces")
+    parser.add_argument("--recode", type=Path, metavar="ROWS", help="these rows, with the codes of WORK's codec")
+    parser.add_argument("--before", type=Path, metavar="CODEC", help="of --recode: the codec.safetensors of these rows")
     options = parser.parse_args(argv)
+    if (options.recode is None) != (options.before is None):
+        parser.error("--recode ROWS and --before CODEC go together: ROWS do not say what a code of theirs sounds like")
+    if options.recode is not None:
+        return run(lambda: write_recoded(options.work, options.recode, options.before))
     if options.shift is not None:
         return run(lambda: write_shifted(options.work, options.shift))
     return run(lambda: (write_bulk if options.bulk else write)(options.work))
