@@ -453,3 +453,42 @@ class TestTrain:
         assert "257 to 1024" in capsys.readouterr().err
         assert train.main("--stage fine --corpus --size 1,1,32".split()) == 1
         assert "corpus is for stage coarse" in capsys.readouterr().err
+
+
+class TestCloning:
+    def test_bars_are_means_over_the_speakers_and_the_worst_of_words(self):
+        pytest.importorskip("pyarrow")
+        pytest.importorskip("orbax.checkpoint")
+        from benchmarks import cloning
+
+        def speaker(margin, closed, words):
+            ways = {"clip": {"similarity": 0.5, "wer": 0.3}, "other": {"similarity": 0.4, "wer": 0.3}}
+            ways |= {"shuffled": {"similarity": 0.6, "wer": 0.9}}
+            for length in (5, 20):
+                ways[f"full-{length}"] = {"gap_closed": closed, "wer": words[length]}
+                ways[f"lora-{length}"] = {"gap_closed": closed / 2, "wer": 2.0}
+            return {
+                "clip": {"margin": margin, "nearest": 1.0},
+                "lora_share": 0.04,
+                "full-5 minutes": 12.0,
+                "ways": ways,
+            }
+
+        found = {"one": speaker(0.1, 0.4, {5: 0.30, 20: 0.25}), "two": speaker(0.3, 0.8, {5: 0.35, 20: 0.40})}
+        flat = cloning.summary(found, [5, 20])
+        assert flat == {
+            "clip_margin": pytest.approx(0.2),
+            "clip_nearest": 1.0,
+            "lora_share": pytest.approx(0.04),
+            "finetune_minutes": 12.0,
+            "gap_closed_5min": pytest.approx(0.6),
+            "gap_closed_20min": pytest.approx(0.6),
+            "gap_closed_5min_lora": pytest.approx(0.3),
+            "gap_closed_20min_lora": pytest.approx(0.3),
+            "wer_delta": pytest.approx(0.1),
+            "controls_fail": True,
+        }
+        for way, figure, value in (("other", "similarity", 0.51), ("shuffled", "wer", 0.3)):
+            kept, found["two"]["ways"][way] = found["two"]["ways"][way], {"similarity": 0.4, "wer": 0.9, figure: value}
+            assert not cloning.summary(found, [5, 20])["controls_fail"]
+            found["two"]["ways"][way] = kept
