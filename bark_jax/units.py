@@ -2,7 +2,7 @@
 
 ``units.safetensors`` of a checkpoint folder holds the network and says of which kind it is. "hubert" is for Bark
 itself, see `bark_jax.hubert`. "logmel" is bark-nano's: a log mel spectrogram goes through residual convolutions, and
-each frame takes its likeliest unit. It sees a second of audio to both sides, so a clip is read as a whole, and rows of
+each frame takes its likeliest unit. It sees 0.64 s of audio to both sides, so a clip is read as a whole, and rows of
 a batch do not touch each other.
 
 Shapes use: B rows, N samples, T frames of `UnitsConfig.rate_hz`, C channels, U units.

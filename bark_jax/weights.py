@@ -242,8 +242,17 @@ def read_network(path: str | Path, config: BarkConfig, network: str) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no {path}: the file of network {network} is needed")
-    problems: list[str] = []
-    found = _tensors(path, abstract(config, network), problems)
+    return read_module(path, abstract(config, network))
+
+
+def read_module(path: str | Path, module: nnx.Module) -> dict[str, np.ndarray]:
+    """A file's tensors by name, in float32, checked against a module of shapes.
+
+    Raises:
+      CheckpointError: the file is damaged or missing, or a tensor is missing, unknown, of another shape or not finite.
+    """
+    path, problems = Path(path), list[str]()
+    found = _tensors(path, module, problems)
     refuse(problems, f"{path} cannot be used")
     return {name: tensor.astype(np.float32, copy=False) for name, tensor in found.items()}
 

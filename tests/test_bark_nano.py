@@ -148,6 +148,39 @@ class TestPlan:
         with pytest.raises(ValueError, match="5 speakers"):
             corpus.speakers(5, NAMES)
 
+    def test_what_a_kill_tore_is_heard_again_and_nothing_else_is_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clips = [corpus.Clip(f"v/{i}", "v", "kokoro", "train", "A.", False, 1.0, 0, {}, {}) for i in range(3)]
+        corpus.write_lines(tmp_path / "plan.jsonl", [clip.__dict__ for clip in clips])
+        for clip in clips:
+            path = corpus.audio_path(tmp_path, clip.id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        monkeypatch.setattr(listen, "packs", lambda waiting, path: [[(clip, path(clip))] for clip in waiting])
+
+        class Whisper:
+            def compare(self, pack: Any) -> Any:
+                return [(clip, 2.0, 0, 1) for clip, _ in pack]
+
+        line = '{"id": "v/0", "seconds": 2.0, "errors": 0, "words": 1}\n'
+        (tmp_path / "heard.jsonl").write_text(line + line.replace("v/0", "v/1")[:-9])
+        corpus.check(tmp_path, Whisper())
+        assert set(corpus.good(tmp_path)) == {"v/0", "v/1", "v/2"}
+
+    def test_what_cannot_be_planned_or_recorded_is_said(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "metadata.csv").write_text("LJ001-0001|A text of another format.|The same.\n" * 300)
+        with pytest.raises(ValueError, match=r"metadata\.csv has 0 lines that can be read: more than 200"):
+            corpus.heldout_sentences(tmp_path / "metadata.csv")
+        with pytest.raises(FileNotFoundError, match="has no recordings"):
+            corpus.record(tmp_path, tmp_path / "nothing")
+        for wrong in (["plan", "--minutes", "-1"], ["plan", "--bulk-hours", "nan"], ["speak", "--workers", "0"]):
+            with pytest.raises(SystemExit):
+                corpus.main([*wrong, "--work", str(tmp_path)])
+            assert f"{wrong[1]} is {float(wrong[2]):g}" in capsys.readouterr().err.replace("1.0", "1")
+
     def test_half_written_lines_are_passed_over(self, tmp_path: Path) -> None:
         (tmp_path / "heard.jsonl").write_text('{"id": "a"}\n{"id": "b', "utf-8")
         assert [row["id"] for row in corpus.read_lines(tmp_path / "heard.jsonl")] == ["a"]
@@ -323,7 +356,7 @@ class TestQuantizer:
         for step in range(600):
             x = centres[rng.integers(0, 16, 128)] + 0.01 * rng.standard_normal((128, 8))
             seen = train_codec.quantize(jnp.asarray(x[None], jnp.float32), books.vectors, jnp.array([1]))
-            books = train_codec.update(books, seen, 0.9, jax.random.key(step))
+            books = train_codec.update(books, seen, 0.9, jnp.array([1]), jax.random.key(step))
         distance = np.linalg.norm(np.asarray(books.vectors[0])[None] - centres[:, None], axis=-1).min(axis=1)
         before = np.linalg.norm(centres - centres[0], axis=-1)
         assert np.mean(distance < 0.05) >= 0.5 and distance.mean() < 0.5 * before.mean()
@@ -333,6 +366,17 @@ class TestQuantizer:
 
 
 class TestMatrices:
+    def test_dead_codes_are_given_vectors_that_their_codebook_was_given(self) -> None:
+        books = train_codec.Books(jnp.full((2, 8), 1e-5).at[:, 0].set(1.0), jnp.zeros((2, 8, 1)))
+        x = jnp.asarray(np.arange(12.0).reshape(2, 6, 1), jnp.float32)
+        active = jnp.array([2, 1])
+        seen = train_codec.quantize(x, books.vectors, active)
+        seen = seen._replace(left=jnp.stack([x.reshape(12, 1)] * 2))
+        revived = np.asarray(train_codec.update(books, seen, 0.9, active, jax.random.key(0)).vectors)[:, 1:, 0]
+        assert revived[0].max() > 5 and revived[1].max() < 5.001  # the second row is without the second codebook
+        off = train_codec.update(books, seen, 0.9, jnp.array([1, 1]), jax.random.key(0))
+        np.testing.assert_allclose(off.vectors[1, 1:], 0, atol=1e-3)
+
     def test_every_weight_is_one_but_those_next_to_the_waveform(self) -> None:
         module = nnx.eval_shape(lambda: Codec(train_codec.CONFIG, rngs=nnx.Rngs(0)))
         tensors = {name: x for name, x in weights.names(module).items() if name != train_codec.BOOKS}
@@ -414,6 +458,21 @@ class TestForetell:
 
 
 class TestTrainer:
+    @pytest.mark.parametrize(
+        ("name", "value", "rule"),
+        [
+            ("batch", 0, "1 to "),
+            ("steps", -3, "0 to "),
+            ("seconds", 0.0, "0.01 to 60"),
+            ("all_books", 2.0, "0.0 to 1.0"),
+            ("commit", float("nan"), "0.0 to "),
+            ("critic_dtype", "float61", "choose one of float32, bfloat16"),
+        ],
+    )
+    def test_settings_out_of_range_are_refused(self, name: str, value: Any, rule: str) -> None:
+        with pytest.raises(ValueError, match=f"{name} is {value!r}: .*{rule}"):
+            dataclasses.replace(RUN, **{name: value})
+
     def test_crops_must_be_whole_frames(self) -> None:
         with pytest.raises(ValueError, match="a crop must be a whole number of frames"):
             train_codec.Trainer(dataclasses.replace(RUN, seconds=0.0101), SMALL)
@@ -434,6 +493,9 @@ class TestTrainer:
         before = trainer.exported(state)
         for number in range(2):
             state, metrics = trainer.step(state, 0.1 * speech_like(2, 4800), number)
+            if number == 0:  # what is exported has nothing of the weights that were begun with
+                for name, tensor in state.params.items():
+                    np.testing.assert_allclose(state.average[name], tensor, atol=1e-7)
         assert "commit" not in metrics and np.isfinite(float(metrics["loss"]))
         for name, tensor in trainer.exported(state).items():
             same = np.array_equal(tensor, before[name])
@@ -457,8 +519,49 @@ class TestTrainer:
     def test_what_was_not_trained_is_not_exported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None, None))
         with pytest.raises(FileNotFoundError, match="no checkpoint: train first"):
-            train_codec.export(tmp_path, RUN)
-        assert not (tmp_path / "codec" / "codec.safetensors").exists()
+            train_codec.export(tmp_path)
+        assert not (tmp_path / "codec").exists()
+
+    def test_a_folder_has_one_run_and_its_settings(self, tmp_path: Path) -> None:
+        one = train_codec.Run(tmp_path / "codec")
+        with pytest.raises(FileExistsError, match="another run is at work"):
+            train_codec.Run(tmp_path / "codec")
+        one.remember(RUN)
+        one.remember(dataclasses.replace(RUN, steps=7))
+        assert train_codec.kept_settings(tmp_path / "codec") == dataclasses.replace(RUN, steps=7)
+        for name, value in (("critic_filters", 4), ("foretold", 0.5)):
+            with pytest.raises(ValueError, match=f"{name} is {value}, and was {getattr(RUN, name)} in the run"):
+                one.remember(dataclasses.replace(RUN, **{name: value}))
+        (tmp_path / "codec" / "settings.json").write_text('{"batch": 2, "sec')
+        with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+            one.remember(RUN)
+
+    def test_a_run_that_diverged_is_not_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        soundfile = pytest.importorskip("soundfile")
+        monkeypatch.setattr(train_codec.Trainer.__init__, "__defaults__", (SMALL, None, None))
+        (tmp_path / "recordings" / "train").mkdir(parents=True)
+        (tmp_path / "plan.jsonl").touch()
+        soundfile.write(tmp_path / "recordings" / "train" / "0.flac", 0.5 * np.ones(24_000), 24_000)
+        made = train_codec.Trainer(RUN, SMALL)
+        broken = {name: np.asarray(x) * 1e30 for name, x in made.exported(made.start()).items()}
+        weights.write_file(tmp_path / "begin.safetensors", broken)
+        with pytest.raises(ValueError, match=r"at step 1 the loss is .*lower rates"):
+            train_codec.train(
+                tmp_path, RUN, minutes=1e9, save_minutes=1e9, log_every=1, begin=tmp_path / "begin.safetensors"
+            )
+        assert not any((tmp_path / "codec" / "checkpoints").iterdir())
+
+    def test_what_fails_in_the_thread_of_the_crops_is_raised(self, tmp_path: Path) -> None:
+        soundfile = pytest.importorskip("soundfile")
+        for name, rate, channels in (("slow", 8000, 1), ("two", 24_000, 2)):
+            soundfile.write(tmp_path / f"{name}.flac", np.zeros((4800, channels)), rate)
+            with pytest.raises(ValueError, match=rf"{name}\.flac has {channels} channels at {rate} Hz"):
+                train_codec.Crops([], [tmp_path / f"{name}.flac"], RUN, 24_000)
+        soundfile.write(tmp_path / "good.flac", np.zeros(4800), 24_000)
+        crops = train_codec.Crops([], [tmp_path / "good.flac"], RUN, 24_000)
+        crops.real = [[]]
+        with pytest.raises(ValueError, match="high <= 0"):
+            next(crops.ahead(0))
 
     def test_a_run_may_begin_with_a_codec(self) -> None:
         trainer = train_codec.Trainer(RUN, SMALL)
@@ -520,7 +623,7 @@ class TestRun:
                 (folder / "plan.jsonl").touch()
             for limit in minutes:
                 train_codec.train(folder, RUN, minutes=limit, save_minutes=1e9, log_every=1)
-            return safetensors.numpy.load_file(train_codec.export(folder, RUN))
+            return safetensors.numpy.load_file(train_codec.export(folder))
 
         whole = run(tmp_path, 1e9)
         assert set(whole) == set(train_codec.weights.names(Codec(SMALL, rngs=nnx.Rngs(0))))
@@ -620,6 +723,25 @@ class TestRows:
             rows.main(["--recode", str(work / "old")])
         assert "--recode ROWS and --before CODEC go together" in capsys.readouterr().err
 
+    def test_a_corpus_that_has_grown_gets_its_other_rows(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("pyarrow.parquet")
+        monkeypatch.setattr(rows, "CLIPS_PER_FILE", 1)
+        lines = (work / "heard.jsonl").read_text().splitlines(keepends=True)
+        (work / "heard.jsonl").write_text(lines[1])
+        rows.write(work)
+        (work / "heard.jsonl").write_text("".join(lines))
+        rows.write(work)
+        files = sorted((work / "rows").glob("*.parquet"))
+        assert [file.name for file in files] == [
+            "recorded-00000.parquet", "said-00000.parquet", "said-00001.parquet"
+        ]  # fmt: skip
+        assert [rows.there(work / "rows", file.name) for file in files[1:]] == [{"v1/0"}, {"v0/0"}]
+        (work / "heard.jsonl").write_text("")
+        for path in (work / "recordings" / "train").iterdir():
+            path.unlink()
+        with pytest.raises(ValueError, match="no clips that were understood and no recordings"):
+            rows.write(work)
+
     def test_bulk_rows_have_text_and_units_alone(self, work: Path) -> None:
         pq = pytest.importorskip("pyarrow.parquet")
         clips = [dataclasses.replace(clip, teacher="hibari") for clip in corpus.read_plan(work)[:3]]
@@ -660,7 +782,14 @@ class TestRows:
             n = len(row["semantic"]) * 3 // 2
             np.testing.assert_array_equal(row["fine"], np.asarray(codecs.encode(codec, audio))[:, :n])
             assert len(audio) == round(16 * 75 / float(name[5:]))  # 75 frames of this codec's
+        before = file.read_bytes()
         rows.write_shifted(work, work / "rows")  # nothing is left to do
+        assert file.read_bytes() == before and len(list((work / "shifted").glob("*.parquet"))) == 1
+        save_units(work, seed=1)
+        with pytest.raises(ValueError, match="was made with another units than"):
+            rows.write_shifted(work, work / "rows")
+        with pytest.raises(FileNotFoundError, match="it is no folder of"):
+            rows.write_shifted(work, work / "audio")
 
     def test_a_pace_moves_pitch_and_length(self) -> None:
         tone = np.sin(2 * np.pi * 440 * np.arange(24_000) / 24_000).astype(np.float32)
@@ -696,6 +825,32 @@ class TestRows:
         three = units.sample(work, 3)
         assert {id_ for id_, _ in three} == {"v0/0", "recordings/train/19-1-0"}
         assert units.sample(work, 1) == three[:1]
+
+    def test_labels_are_of_one_set_of_clusters(self, work: Path) -> None:
+        class Features:
+            def __call__(self, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                n = len(audio) // units.FRAME
+                return np.random.default_rng(n).standard_normal((n, units.N_FEATURES)), np.arange(n) % units.KEPT
+
+        def save(seed: int) -> None:
+            centres = np.random.default_rng(seed).standard_normal((4, units.N_FEATURES))
+            np.savez(work / "units" / "clusters.npz", means=np.zeros((units.KEPT, units.N_FEATURES)), centres=centres)
+
+        features: Any = Features()
+        save(0)
+        units.label(work, features, clips=0)
+        path = units.label_path(work, "v3/0")
+        before = path.read_bytes()
+        assert not units.label_path(work, "v0/0").exists()
+        units.label(work, features, clips=9)
+        assert path.read_bytes() == before and units.label_path(work, "v0/0").exists()
+        save(1)
+        with pytest.raises(ValueError, match="was made with other clusters: remove it"):
+            units.label(work, features, clips=9)
+
+    def test_what_was_not_labelled_is_said_before_anything_is_judged(self, work: Path) -> None:
+        with pytest.raises(ValueError, match="v3/0 has no units to compare with, as 1 have none: run `units label`"):
+            evaluate.check_labels(work)
 
 
 def save_units(work: Path, *, seed: int) -> None:

@@ -19,13 +19,14 @@ from flax import nnx
 pytest.importorskip("pyarrow")
 
 import pyarrow.parquet
+import safetensors.numpy
 
 from bark_jax import text, weights
 from bark_jax.bark import load
 from bark_jax.train import data
 from bark_jax.train.alignment import Sounds
 from bark_jax.train.config import TrainConfig, advice
-from recipes.bark_nano import corpus, first_weights, fit, gpts, prompts, speech
+from recipes.bark_nano import corpus, first_weights, fit, gpts, prompts, rows, speech
 
 CONFIG = gpts.config()
 RECIPE = Path(gpts.__file__).parent
@@ -209,7 +210,7 @@ class TestFirstWeights:
 @with_rows
 def test_a_model_is_assembled(tmp_path: Path, first: Any) -> None:
     """First weights, the kept codec and units, presets of the kept rows: a folder that loads, small enough to ship."""
-    voices = gpts.presets(gpts.MADE / "rows")
+    voices = gpts.presets(gpts.MADE / "rows", CONFIG)
     gpts.assemble(tmp_path / "nano", first, voices)
     bark = load(tmp_path / "nano", device="cpu")
     assert bark.voices() == sorted(gpts.VOICES) and len(gpts.VOICES) >= 8
@@ -220,6 +221,21 @@ def test_a_model_is_assembled(tmp_path: Path, first: Any) -> None:
     assert sum(len(zlib.compress(path.read_bytes())) for path in (tmp_path / "nano").rglob("*.*")) < 38e6  # in a wheel
     wave = bark.decode(voices["af_heart"].fine)
     assert bark.audio_to_semantic(wave).shape == (voices["af_heart"].fine.shape[1] * 2 // 3,)
+
+
+def test_a_codec_of_ones_own_is_taken_and_makes_another_model(tmp_path: Path) -> None:
+    shipped = [gpts.made_or_shipped(tmp_path, network) for network in ("codec", "units")]
+    assert gpts.settings(*shipped) == CONFIG
+    tensors = safetensors.numpy.load_file(shipped[0])
+    tensors["encoder.conv_in.bias"] = tensors["encoder.conv_in.bias"] + 1
+    (tmp_path / "codec").mkdir()
+    weights.write_file(tmp_path / "codec" / "codec.safetensors", tensors)
+    own = gpts.made_or_shipped(tmp_path, "codec")
+    assert own.parent == tmp_path / "codec"
+    assert gpts.settings(own, shipped[1]).fingerprint.startswith(f"{CONFIG.fingerprint}-")
+    with pytest.raises(ValueError, match="was made with another codec than"):
+        rows.check(gpts.MADE / "rows", own, shipped[1])
+    rows.check(gpts.MADE / "rows", *shipped)
 
 
 def test_training_goes_on_from_kept_networks(tmp_path: Path, first: Any) -> None:
@@ -322,7 +338,7 @@ class TestPrompts:
         assert sorted(ids) == sorted(gpts.VOICES) == kept.voices()
         for name, id in ids.items():
             voice, row = rows[id]
-            assert voice == name and kept._library.get(name) == gpts.as_voice(row), name
+            assert voice == name and kept._library.get(name) == gpts.as_voice(row, CONFIG), name
 
 
 @pytest.mark.parametrize("network", gpts.STAGES.values())

@@ -1,4 +1,4 @@
-"""Step 1, the corpus: ``python -m recipes.bark_nano.corpus plan|speak|check|record``. About 16 h, in many voices.
+"""Step 1, the corpus: ``python -m recipes.bark_nano.corpus plan|speak|check|record``. Up to 40 h, in many voices.
 
     plan    who says what: WORK/plan.jsonl. A pure function of its options; nothing is spoken.
     speak   every clip of the plan that is not there yet: WORK/audio/ID.flac, 24 kHz, mono, 16 bits
@@ -29,7 +29,7 @@ import numpy as np
 from bark_jax import audio as audio_files
 from bark_jax.files import replacing
 from recipes.bark_nano import run, sentences
-from recipes.bark_nano.teachers import KOKORO_JS, SAMPLE_RATE, Hibari, Kokoro, Reader, Style, kokoro_model, voices
+from recipes.bark_nano.teachers import KOKORO_JS, SAMPLE_RATE, Hibari, Kokoro, Reader, Style, voices
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 WORK = Path("bark-nano-work")
@@ -48,6 +48,9 @@ SECONDS_PER_CHARACTER, SECONDS_AROUND = 0.062, 0.5
 TEACHERS = ("hibari", "kokoro")
 BULK = "hibari"
 """Teacher and voice that says most of the corpus, and that nobody will ask for."""
+
+MADE = Path(__file__).parent / "made"
+"""What the steps have made besides the model."""
 
 DURATION_S = (1.0, 12.0)
 """Shorter and longer clips are not used."""
@@ -143,6 +146,11 @@ def _begin_plan(transcripts: Path) -> tuple[random.Random, list[str], Iterator[s
     """The plan's chance, lines of books, everyday sentences without end, and what is held out of both."""
     rng = random.Random("plan")
     books = list(sentences.transcripts(transcripts))
+    if len(books) <= N_HELD_OUT_SENTENCES:
+        raise ValueError(
+            f"{transcripts} has {len(books)} lines that can be read: more than {N_HELD_OUT_SENTENCES} are needed, each"
+            " an id, a tab and a text"
+        )
     rng.shuffle(books)
     talk = sentences.everyday()
     heldout = sentences.take(N_HELD_OUT_SENTENCES // 2, talk, set())
@@ -251,8 +259,12 @@ def _all_heldout(cast: Sequence[Speaker], texts: Sequence[str], clips: Iterable[
 _teachers: dict[str, Any] = {}
 
 
-def _begin(assets: Path) -> None:
-    _teachers.update(reader=Reader(), hibari=Hibari(), kokoro=Kokoro(assets))
+def _begin(assets: Path, teachers: Sequence[str]) -> None:
+    _teachers["reader"] = Reader()
+    if BULK in teachers:
+        _teachers["hibari"] = Hibari()
+    if "kokoro" in teachers:
+        _teachers["kokoro"] = Kokoro(assets)
 
 
 def _speak(job: tuple[Clip, Path]) -> float:
@@ -282,8 +294,9 @@ def speak(work: Path, assets: Path, *, workers: int, teachers: Sequence[str] = T
     jobs = [(clip, audio_path(work, clip.id)) for clip in read_plan(work) if clip.teacher in teachers]
     jobs = [(clip, path) for clip, path in jobs if not path.is_file()]
     started, seconds = time.monotonic(), 0.0
-    kokoro_model()  # before there are several processes
-    with multiprocessing.get_context("spawn").Pool(workers, _begin, (assets,)) as pool:
+    _begin(assets, teachers)  # here first: what fails in a pool's processes is begun again for ever
+    _teachers.clear()
+    with multiprocessing.get_context("spawn").Pool(workers, _begin, (assets, teachers)) as pool:
         for i, length in enumerate(pool.imap_unordered(_speak, jobs, chunksize=4), 1):
             seconds += length
             if i % 100 == 0 or i == len(jobs):
@@ -305,7 +318,10 @@ def check(work: Path, whisper: Any) -> None:
     path = work / "heard.jsonl"
     heard = {row["id"] for row in read_lines(path)}
     waiting = [clip for clip in read_plan(work) if clip.id not in heard and audio_path(work, clip.id).is_file()]
+    torn = path.is_file() and not path.read_text("utf-8").endswith("\n")
     with path.open("a", encoding="utf-8") as file:
+        if torn:  # by a kill: what is written now must not become part of that line
+            file.write("\n")
         for done, batch in enumerate(listen.packs(waiting, lambda clip: audio_path(work, clip.id)), 1):
             for clip, seconds, errors, words in whisper.compare(batch):
                 row = {"id": clip.id, "seconds": round(seconds, 3), "errors": errors, "words": words}
@@ -319,8 +335,15 @@ def check(work: Path, whisper: Any) -> None:
 
 
 def record(work: Path, shared: Path) -> None:
-    """Bring the real recordings to the rate of the corpus."""
-    for split, paths in recordings(shared).items():
+    """Bring the real recordings to the rate of the corpus.
+
+    Raises:
+      FileNotFoundError: `shared` has none.
+    """
+    found = recordings(shared)
+    if not any(found.values()):
+        raise FileNotFoundError(f"{shared} has no recordings: librispeech/train/*.ogg, ljspeech/*.flac are looked for")
+    for split, paths in found.items():
         for path in paths:
             made = recorded(work, split) / f"{path.stem}.flac"
             if not made.is_file():
@@ -387,25 +410,38 @@ def recordings(shared: Path = SHARED) -> dict[str, list[Path]]:
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
+def places_of_files(assets: str) -> argparse.ArgumentParser:
+    """Options of every command: where things are."""
+    places = argparse.ArgumentParser(add_help=False)
+    places.add_argument("--work", type=Path, default=WORK, help=f"folder of everything that is made ({WORK})")
+    places.add_argument("--assets", type=Path, help=f"{assets}; default: WORK/assets")
+    return places
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.corpus", description="Make the corpus.")
-    parser.add_argument("--work", type=Path, default=WORK, help=f"folder of everything that is made ({WORK})")
-    parser.add_argument("--assets", type=Path, help=f"folder with {KOKORO_JS}; default: WORK/assets")
+    places = places_of_files(f"folder with {KOKORO_JS}")
     commands = parser.add_subparsers(dest="command", required=True)
-    planning = commands.add_parser("plan", help="decide who says what")
+    planning = commands.add_parser("plan", parents=[places], help="decide who says what")
     planning.add_argument("--transcripts", type=Path, default=SHARED / "ljspeech" / "transcripts.tsv")
     planning.add_argument("--bulk-hours", type=float, default=30.0, help="of hibari (30)")
     planning.add_argument("--speakers", type=int, default=155, help="of Kokoro, besides 12 held out (155)")
     planning.add_argument("--minutes", type=float, default=2.2, help="of each of them (2.2)")
     planning.add_argument("--named-minutes", type=float, default=12.0, help="more, of each that is no mix (12)")
     planning.add_argument("--without", type=Path, help="leave out clips of this folder of rows, and held-out ones")
-    speaking = commands.add_parser("speak", help="make the audio")
+    speaking = commands.add_parser("speak", parents=[places], help="make the audio")
     speaking.add_argument("--workers", type=int, default=2, help="processes (2)")
     speaking.add_argument("--teacher", choices=TEACHERS, help="only what this one says")
-    commands.add_parser("check", help="let whisper listen")
-    recording = commands.add_parser("record", help="bring real recordings to 24 kHz")
+    commands.add_parser("check", parents=[places], help="let whisper listen")
+    recording = commands.add_parser("record", parents=[places], help="bring real recordings to 24 kHz")
     recording.add_argument("--shared", type=Path, default=SHARED, help="folder with librispeech/ and ljspeech/")
     options = parser.parse_args(argv)
+    if options.command == "plan":
+        for name in ("bulk_hours", "minutes", "named_minutes"):
+            if not 0 <= getattr(options, name) < 1e6:
+                parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}: it must be 0 or more")
+    if options.command == "speak" and options.workers < 1:
+        parser.error(f"--workers is {options.workers}: it must be 1 or more")
     return run(lambda: _run(options, options.work, options.assets or options.work / "assets"))
 
 

@@ -21,7 +21,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
 from bark_jax import codec as codecs
@@ -30,8 +29,7 @@ from bark_jax.audio import read, write
 from bark_jax.codec import Codec
 from bark_jax.files import replacing
 from recipes.bark_nano import corpus, run
-from recipes.bark_nano.gpts import MADE
-from recipes.bark_nano.train_codec import CONFIG
+from recipes.bark_nano.train_codec import CONFIG, read_codec
 
 RATE = CONFIG.sample_rate
 COPY = "8 codebooks"
@@ -44,11 +42,11 @@ MAX_S = 12.0
 
 
 def load_codec(path: Path) -> Codec:
-    """The codec of a ``codec.safetensors``."""
+    """The codec of a ``codec.safetensors``; raises `weights.CheckpointError` if it is of another kind."""
     import jax.numpy as jnp
 
     module = nnx.eval_shape(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))
-    return weights.fill(module, {n: jnp.asarray(x, jnp.float32) for n, x in safetensors.numpy.load_file(path).items()})
+    return weights.fill(module, {name: jnp.asarray(x) for name, x in read_codec(path, CONFIG).items()})
 
 
 def clips(work: Path, n_voices: int, n_real: int) -> list[tuple[str, str | None, Path]]:
@@ -56,9 +54,12 @@ def clips(work: Path, n_voices: int, n_real: int) -> list[tuple[str, str | None,
     held = [clip for clip in corpus.read_plan(work) if clip.split == "heldout"]
     held = [clip for clip in held if corpus.audio_path(work, clip.id).is_file()]
     said = sorted(held, key=lambda clip: (clip.id.rsplit("/", 1)[1], clip.voice))[:n_voices]
-    real = sorted(corpus.recorded(work, "test").glob("*.flac"), key=lambda path: (path.stem.rsplit("-", 1)[1], path))
+    real = sorted(corpus.recorded(work, "test").glob("*.flac"), key=lambda path: (path.stem.rsplit("-", 1)[-1], path))
     out: list[tuple[str, str | None, Path]] = [(c.id, c.text, corpus.audio_path(work, c.id)) for c in said]
-    return out + [(f"librispeech/{path.stem}", None, path) for path in real[:n_real]]
+    out += [(f"librispeech/{path.stem}", None, path) for path in real[:n_real]]
+    if not out:
+        raise ValueError(f"{work} has no clips of held-out voices and no recordings: run `corpus speak` and `record`")
+    return out
 
 
 def scores(source: np.ndarray, copy: np.ndarray) -> dict[str, float]:
@@ -146,6 +147,15 @@ def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any) -> tup
     return totals[0] / max(totals[2], 1), totals[1] / max(totals[2], 1)
 
 
+def check_labels(work: Path) -> None:
+    """Raises `ValueError` if something held out has no k-means units to be compared with."""
+    from recipes.bark_nano import units
+
+    heldout = [id_ for id_, _, split in units.sources(work) if split == "heldout"]
+    if missing := [id_ for id_ in heldout if not units.label_path(work, id_).is_file()]:
+        raise ValueError(f"{missing[0]} has no units to compare with, as {len(missing)} have none: run `units label`")
+
+
 def judge_units(work: Path) -> dict[str, float]:
     """How well the network of step 2 does on held-out voices.
 
@@ -226,7 +236,14 @@ def picture(work: Path, rows: Sequence[dict[str, Any]], count: int = 4) -> Path:
 
 
 def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_real: int, wer: bool) -> dict[str, Any]:
-    """All figures of the codec."""
+    """All figures of the codec, and of the units where there is a network.
+
+    Raises:
+      ValueError: there is nothing to judge by: no clips, or no labels for the units.
+    """
+    with_units = (work / "units" / "units.safetensors").is_file()
+    if with_units:
+        check_labels(work)
     rows, used, speed = judge(work, load_codec(path), n_voices=n_voices, n_real=n_real)
 
     def mean(coder: str, key: str, keep: Callable[[str], bool] = lambda name: True) -> float:
@@ -259,9 +276,9 @@ def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_rea
         source, copy = word_errors(work, rows, whisper)
         print(f"word errors      {source:.1%} of the source, {copy:.1%} of the copy")
         result["wer_delta"] = 100 * (copy - source)
-    if (work / "units" / "units.safetensors").is_file():
-        result |= judge_units(work)
     corpus.write_lines(work / "evaluation" / "codec" / "clips.jsonl", rows)
+    if with_units:
+        result |= judge_units(work)
     print(f"spectrograms     {picture(work, rows)}")
     print(f"weights          {result['codec_mb']:.1f} MB; decoding {speed:.0f} x real time")
     return {key: round(value, 4) for key, value in result.items()}
@@ -270,9 +287,7 @@ def evaluate_codec(work: Path, assets: Path, path: Path, *, n_voices: int, n_rea
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.evaluate", description="Measure what was made.")
     parts = parser.add_subparsers(dest="part", required=True)
-    ours = argparse.ArgumentParser(add_help=False)
-    ours.add_argument("--work", type=Path, default=corpus.WORK)
-    ours.add_argument("--assets", type=Path, help="default: WORK/assets")
+    ours = corpus.places_of_files("folder where whisper is kept")
     codec = parts.add_parser("codec", parents=[ours], help="the codec and the units")
     codec.add_argument("--voices", type=int, default=60, help="clips of held-out voices (60)")
     codec.add_argument("--real", type=int, default=40, help="clips of LibriSpeech's test speakers (40)")
@@ -285,7 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     speech.add_argument("--no-speed", action="store_true", help="without the speeds")
     text = parts.add_parser("text", parents=[ours], help="the text stage alone")
     text.add_argument("--model", default="bark-nano", help="a native folder, or bark-nano (the one that is bundled)")
-    text.add_argument("--rows", type=Path, default=MADE / "rows", help="the corpus as tokens; default: made/rows")
+    text.add_argument(
+        "--rows", type=Path, default=corpus.MADE / "rows", help="the corpus as tokens; default: made/rows"
+    )
     options = parser.parse_args(argv)
     assets = options.assets or options.work / "assets"
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import string
 import sys
@@ -37,11 +38,11 @@ from bark_jax.lexicon import Lexicon
 from bark_jax.text import load_tokenizer
 from bark_jax.train import data
 from bark_jax.voice import Voice
-from recipes.bark_nano import corpus, first_weights, numbers, run
+from recipes.bark_nano import corpus, first_weights, numbers, rows, run
 from recipes.bark_nano.readings import readings
 from recipes.bark_nano.train_codec import CONFIG as CODEC
 
-MADE = Path(__file__).parent / "made"
+MADE = corpus.MADE
 SHIPPED = library.BUNDLED_FOLDER
 """The model that comes with the package: its tokenizer, codec, units and card are those of the next."""
 
@@ -94,9 +95,9 @@ def learn_pieces(texts: Iterable[str], words: Mapping[str, str], n: int = N_PIEC
     return json.dumps({**json.loads(made.to_str()), "lexicon": dict(words)}, ensure_ascii=False, separators=(",", ":"))
 
 
-def pieces(rows: Path, path: Path) -> None:
-    """Write the tokenizer of the texts of `rows`."""
-    tables = [pyarrow.parquet.read_table(file, columns=["text", "split"]).to_pylist() for file in data.find([rows])]
+def pieces(tokens: Path, path: Path) -> None:
+    """Write the tokenizer of the texts of rows."""
+    tables = [pyarrow.parquet.read_table(file, columns=["text", "split"]).to_pylist() for file in data.find([tokens])]
     texts = [row["text"] for table in tables for row in table if row["split"] == "train"]
     made = learn_pieces(texts, readings(normalizer().normalize_str(text) for text in texts))
     with replacing(path) as part:
@@ -150,8 +151,26 @@ PROMPTS = MADE / "prompts.json"
 """The id of each preset's clip, as `prompts` chose them."""
 
 
-def begin(folder: Path, trained: Path | None = None) -> None:
-    """Write a native folder to train from, with the codec of `SHIPPED`.
+def made_or_shipped(work: Path, network: str) -> Path:
+    """The ``NETWORK.safetensors`` of codec or units that a model gets: that of WORK/NETWORK, else the one shipped."""
+    own = work / network / f"{network}.safetensors"
+    return own if own.is_file() else SHIPPED / own.name
+
+
+def settings(codec: Path, units: Path) -> BarkConfig:
+    """`config`, with a fingerprint of its own if the codes or the units are not those that are shipped: a voice prompt
+    of one model would be noise to the other.
+    """
+    ours = rows.made_from(SHIPPED / "codec.safetensors", SHIPPED / "units.safetensors")
+    given = rows.made_from(codec, units)
+    if given == ours:
+        return config()
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    return dataclasses.replace(config(), fingerprint=f"{config().fingerprint}-{digest[:8]}")
+
+
+def begin(folder: Path, trained: Path | None = None, *, codec: Path = SHIPPED / "codec.safetensors") -> None:
+    """Write a native folder to train from.
 
     Args:
       trained: a folder with some of ``semantic.safetensors``, ``coarse.safetensors``, ``fine.safetensors`` to go on
@@ -167,13 +186,21 @@ def begin(folder: Path, trained: Path | None = None) -> None:
             module = weights.build(settings, network)
             random = {name: np.asarray(x) for name, x in weights.names(module).items()}
             writer.write(network, first_weights.gpt(random, settings, network, PIECES_PER_UNIT))
-        writer.write("codec", safetensors.numpy.load_file(SHIPPED / "codec.safetensors"))
+        writer.write("codec", safetensors.numpy.load_file(codec))
 
 
-def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voices: Mapping[str, Voice]) -> None:
-    """Write bark-nano: three GPTs (float32 tensors by name) in bfloat16, all else of `SHIPPED`, and voices."""
+def assemble(
+    folder: Path,
+    networks: Mapping[str, Mapping[str, np.ndarray]],
+    voices: Mapping[str, Voice],
+    *,
+    codec: Path = SHIPPED / "codec.safetensors",
+    units: Path = SHIPPED / "units.safetensors",
+) -> None:
+    """Write bark-nano: three GPTs (float32 tensors by name) in bfloat16, codec and units, voices, and the card."""
+    model = settings(codec, units)
     with new_folder(folder) as made:
-        with weights.Writer(made, config(), TOKENIZER.read_text("utf-8")) as writer:
+        with weights.Writer(made, model, TOKENIZER.read_text("utf-8")) as writer:
             for network, tensors in networks.items():
                 tensors = _sharper(tensors, SHARPER.get(network, 1))
                 low = {
@@ -181,12 +208,12 @@ def assemble(folder: Path, networks: Mapping[str, Mapping[str, np.ndarray]], voi
                     for name, x in tensors.items()
                 }
                 writer.write(network, low)
-            writer.write("codec", safetensors.numpy.load_file(SHIPPED / "codec.safetensors"))
-            for name in ("units.safetensors", "README.md", "training.json"):
-                writer.keep(SHIPPED / name)
+            writer.write("codec", safetensors.numpy.load_file(codec))
+            for file in (units, SHIPPED / "README.md", SHIPPED / "training.json"):
+                writer.keep(file)
         (made / "voices").mkdir()
         for name, voice in voices.items():
-            voice.check(config())
+            voice.check(model)
             voice.save(made / "voices" / f"{name}.safetensors")
 
 
@@ -222,30 +249,30 @@ def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
     return out
 
 
-def without_bulk(rows: Path, folder: Path) -> None:
+def without_bulk(tokens: Path, folder: Path) -> None:
     """Write the rows of all other voices, for the stages that learn voices: 69 in 100 are `corpus.BULK`'s.
 
     It teaches the text stage words, which are nobody's; the other two would learn one voice more than all others.
     """
     with new_folder(folder) as made:
-        for file in data.find([rows]):
+        for file in data.find([tokens]):
             table = pyarrow.parquet.read_table(file)
             others = [voice != corpus.BULK for voice in table["voice"].to_pylist()]
             if any(others):
                 pyarrow.parquet.write_table(table.filter(pyarrow.array(others)), made / file.name)
 
 
-def as_voice(row: Mapping[str, Any]) -> Voice:
-    """A clip of the corpus as a voice prompt."""
+def as_voice(row: Mapping[str, Any], model: BarkConfig) -> Voice:
+    """A clip of the corpus as a voice prompt of a model."""
     fine = np.array(row["fine"], np.int32)
-    return Voice(np.array(row["semantic"], np.int32), fine[:2], fine, model=config().fingerprint)
+    return Voice(np.array(row["semantic"], np.int32), fine[:2], fine, model=model.fingerprint)
 
 
-def prompt_rows(rows: Path) -> dict[str, list[dict[str, Any]]]:
+def prompt_rows(tokens: Path) -> dict[str, list[dict[str, Any]]]:
     """Of each of `VOICES`, the clips of the training set that may be its preset: `PROMPT_S` long."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in VOICES}
     low, high = (seconds * config().semantic.rate_hz for seconds in PROMPT_S)
-    for file in sorted(rows.glob("said-*.parquet")):
+    for file in sorted(tokens.glob("said-*.parquet")):
         table = pyarrow.parquet.read_table(file, columns=["id", "voice", "split", "semantic", "fine"])
         chosen = [name in found for name in table["voice"].to_pylist()]
         for row in table.filter(pyarrow.array(chosen)).to_pylist():
@@ -254,10 +281,16 @@ def prompt_rows(rows: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def presets(rows: Path) -> dict[str, Voice]:
-    """The voices of `VOICES`, from the clips of `PROMPTS`."""
+def presets(tokens: Path, model: BarkConfig) -> dict[str, Voice]:
+    """The voices of `VOICES`, from the clips of `PROMPTS`.
+
+    Raises:
+      ValueError: the rows lack one of these clips.
+    """
     ids = json.loads(PROMPTS.read_text("utf-8"))
-    found = {row["id"]: as_voice(row) for clips in prompt_rows(rows).values() for row in clips}
+    found = {row["id"]: as_voice(row, model) for clips in prompt_rows(tokens).values() for row in clips}
+    if missing := [ids[name] for name in VOICES if ids[name] not in found]:
+        raise ValueError(f"{tokens} lacks the presets' clips {', '.join(missing)}: see `recipes.bark_nano.prompts`")
     return {name: found[ids[name]] for name in VOICES}
 
 
@@ -275,14 +308,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def step() -> None:
+        codec, units = (made_or_shipped(options.work, network) for network in ("codec", "units"))
+        if options.step in ("voices", "assemble"):
+            rows.check(options.rows, codec, units)
         if options.step == "pieces":
             pieces(options.rows, TOKENIZER)
         elif options.step == "begin":
-            begin(options.out or options.work / "first", options.trained)
+            begin(options.out or options.work / "first", options.trained, codec=codec)
         elif options.step == "voices":
             without_bulk(options.rows, options.out or options.work / "voices")
         else:
-            assemble(options.out or options.work / "bark-nano", products(options.work), presets(options.rows))
+            voices = presets(options.rows, settings(codec, units))
+            out = options.out or options.work / "bark-nano"
+            assemble(out, products(options.work), voices, codec=codec, units=units)
 
     return run(step)
 

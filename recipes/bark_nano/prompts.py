@@ -114,7 +114,7 @@ def choose(work: Path, assets: Path, rows: Path, model: str) -> dict[str, str]:
     """Try what was not tried yet; the id of the best clip of each voice."""
     bark = bark_jax.load(model)
     clips = gpts.prompt_rows(rows)
-    prompts = {row["id"]: gpts.as_voice(row) for some in clips.values() for row in some}
+    prompts = {row["id"]: gpts.as_voice(row, bark.config) for some in clips.values() for row in some}
     audio = {v: {row["id"]: bark.decode(prompts[row["id"]].fine) for row in some} for v, some in clips.items()}
     hears = Hearing(assets, audio)
     path = work / "prompts.jsonl"

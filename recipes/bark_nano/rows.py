@@ -36,7 +36,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
-import safetensors.numpy
 
 from bark_jax import codec as codecs
 from bark_jax import units as networks
@@ -44,7 +43,7 @@ from bark_jax.audio import read, resample
 from bark_jax.files import replacing
 from bark_jax.train import data
 from recipes.bark_nano import corpus, evaluate, run, units
-from recipes.bark_nano.train_codec import CONFIG
+from recipes.bark_nano.train_codec import CONFIG, digest
 
 CLIPS_PER_FILE, CLIPS_AT_ONCE = 1000, 8
 
@@ -82,13 +81,31 @@ def voice_of(id_: str) -> str:
 
 def made_from(codec: Path, network: Path) -> dict[str, str]:
     """SHA-256 of what rows depend on: encoder and codebooks of a codec, but not its decoder, and the units' network."""
-    tensors = safetensors.numpy.load_file(codec)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        if not name.startswith("decoder."):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensors[name]).tobytes())
-    return {"codec": digest.hexdigest(), "units": hashlib.sha256(network.read_bytes()).hexdigest()}
+    return {"codec": digest(codec), "units": hashlib.sha256(network.read_bytes()).hexdigest()}
+
+
+def check(rows: Path, codec: Path, network: Path) -> None:
+    """Raises `ValueError` if rows are not of a codec and a network: their numbers would mean something else."""
+    about = rows / "made-from.json"
+    if not about.is_file():
+        raise FileNotFoundError(f"{rows} has no {about.name}: it is no folder of `python -m recipes.bark_nano.rows`")
+    made = json.loads(about.read_text("utf-8"))
+    for name, now in made_from(codec, network).items():
+        if made[name] != now:
+            file = {"codec": codec, "units": network}[name]
+            raise ValueError(f"{rows} was made with another {name} than {file}: take the rows or the file of the other")
+
+
+def there(folder: Path, pattern: str = "*.parquet") -> set[str]:
+    """Ids of the rows in a folder's files."""
+    files = sorted(folder.glob(pattern))
+    return {id_ for file in files for id_ in pyarrow.parquet.read_table(file, columns=["id"])["id"].to_pylist()}
+
+
+def free(folder: Path, name: str) -> Iterator[Path]:
+    """Files of this name that are not there: ``NAME-00000.parquet`` and on."""
+    paths = (folder / f"{name}-{number:05d}.parquet" for number in itertools.count())
+    return (path for path in paths if not path.exists())
 
 
 def begin(work: Path, name: str = "rows") -> Path:
@@ -122,28 +139,28 @@ def tokenised(work: Path, chosen: Sequence[tuple[str, Path]]) -> Iterator[dict[s
 
 def write(work: Path) -> None:
     """Write what is not there yet."""
-    folder = begin(work)
     chosen = [(id_, path) for id_, path, split in units.sources(work) if split != "heldout"]
-    began = time.monotonic()
+    if not chosen:
+        raise ValueError(f"{work} has no clips that were understood and no recordings: see `corpus check`, `record`")
+    folder = begin(work)
+    began, known = time.monotonic(), there(folder)
     for name, recorded in (("said", False), ("recorded", True)):
-        these = [item for item in chosen if item[0].startswith("recordings/") == recorded]
+        these = [item for item in chosen if item[0].startswith("recordings/") == recorded and item[0] not in known]
         these.sort(key=lambda item: hashlib.sha256(item[0].encode()).digest())  # every file has some of every voice
-        for number, start in enumerate(range(0, len(these), CLIPS_PER_FILE)):
-            path = folder / f"{name}-{number:05d}.parquet"
-            if not path.is_file():
-                # By length, so that clips that are encoded together need about the same number of pieces.
-                some = sorted(these[start : start + CLIPS_PER_FILE], key=lambda item: item[1].stat().st_size)
-                data.write(path, tokenised(work, some))
-                print(f"{path.name}: {len(some):,} rows, {time.monotonic() - began:.0f} s", flush=True)
+        for start, path in zip(range(0, len(these), CLIPS_PER_FILE), free(folder, name), strict=False):
+            # By length, so that clips that are encoded together need about the same number of pieces.
+            some = sorted(these[start : start + CLIPS_PER_FILE], key=lambda item: item[1].stat().st_size)
+            data.write(path, tokenised(work, some))
+            print(f"{path.name}: {len(some):,} rows, {time.monotonic() - began:.0f} s", flush=True)
 
 
-def bulk(work: Path) -> Iterator[dict[str, Any]]:
-    """Rows of the bulk voice's clips that last as long as a clip may."""
+def bulk(work: Path, known: set[str]) -> Iterator[dict[str, Any]]:
+    """Rows of the bulk voice's clips that last as long as a clip may, but for those that are `known`."""
     network = networks.load(work / "units" / "units.safetensors")
     low, high = corpus.DURATION_S
     for clip in corpus.read_plan(work):
         path = corpus.audio_path(work, clip.id)
-        if clip.teacher == corpus.BULK and path.is_file():
+        if clip.teacher == corpus.BULK and clip.id not in known and path.is_file():
             audio = read(path, CONFIG.sample_rate)
             if low <= len(audio) / CONFIG.sample_rate <= high:
                 heard = networks.encode(network, audio)
@@ -151,14 +168,19 @@ def bulk(work: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_bulk(work: Path) -> None:
-    """Write the bulk voice's rows, all of them."""
-    folder, rows = begin(work), bulk(work)
-    for number in itertools.count():
+    """Write the bulk voice's rows that are not there yet, with codes or without."""
+    folder = begin(work)
+    known = there(folder)
+    rows = bulk(work, known)
+    for path in free(folder, "read"):
         some = list(itertools.islice(rows, CLIPS_PER_FILE))
         if not some:
             break
-        data.write(folder / f"read-{number:05d}.parquet", some)
-        print(f"read-{number:05d}.parquet: {len(some):,} rows", flush=True)
+        data.write(path, some)
+        known.update(row["id"] for row in some)
+        print(f"{path.name}: {len(some):,} rows", flush=True)
+    if not known:
+        raise ValueError(f"{work} has no audio of {corpus.BULK}'s: run `corpus speak --teacher {corpus.BULK}` first")
 
 
 def paces(voice: str) -> tuple[float, float]:
@@ -204,20 +226,31 @@ def shifted(work: Path, chosen: Sequence[tuple[str, str, float, Path | np.ndarra
         for (id_, voice, pace, _), clip, codes in zip(some, audio, codecs.encode(codec, audio), strict=False):
             semantic, fine = fit(networks.encode(network, clip), np.asarray(codes))
             name = f"{voice}x{pace:.4f}"
-            yield {"id": f"{id_}x{pace:.4f}", "split": "train", "voice": name, "semantic": semantic, "fine": fine}
+            yield {"id": shifted_id(id_, pace), "split": "train", "voice": name, "semantic": semantic, "fine": fine}
 
 
 def write_shifted(work: Path, others: Path) -> None:
-    """Write what is not there yet."""
+    """Write what is not there yet.
+
+    Raises:
+      ValueError: `others` is of another codec or other units, or there is nothing to play at another pace.
+    """
+    check(others, work / "codec" / "codec.safetensors", work / "units" / "units.safetensors")
     folder = begin(work, "shifted")
-    chosen = sorted(to_shift(work, others), key=lambda item: hashlib.sha256(f"{item[0]}{item[2]}".encode()).digest())
+    known = there(folder)
+    wanted = [item for item in to_shift(work, others) if shifted_id(item[0], item[2]) not in known]
+    if not wanted and not known:
+        raise ValueError(f"{others} has no said-*.parquet with clips to train on: there is nothing to shift")
+    chosen = sorted(wanted, key=lambda item: hashlib.sha256(f"{item[0]}{item[2]}".encode()).digest())
     began = time.monotonic()
-    for number, start in enumerate(range(0, len(chosen), CLIPS_PER_FILE)):
-        path = folder / f"shifted-{number:05d}.parquet"
-        if not path.is_file():
-            size = lambda item: item[3].shape[1] / 75 if isinstance(item[3], np.ndarray) else 4.0  # noqa: E731
-            data.write(path, shifted(work, sorted(chosen[start : start + CLIPS_PER_FILE], key=size)))
-            print(f"{path.name} of {-(-len(chosen) // CLIPS_PER_FILE)}, {time.monotonic() - began:.0f} s", flush=True)
+    for start, path in zip(range(0, len(chosen), CLIPS_PER_FILE), free(folder, "shifted"), strict=False):
+        size = lambda item: item[3].shape[1] / 75 if isinstance(item[3], np.ndarray) else 4.0  # noqa: E731
+        data.write(path, shifted(work, sorted(chosen[start : start + CLIPS_PER_FILE], key=size)))
+        print(f"{path.name} of {-(-len(chosen) // CLIPS_PER_FILE)}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def shifted_id(id_: str, pace: float) -> str:
+    return f"{id_}x{pace:.4f}"
 
 
 def recoded(work: Path, rows: Sequence[dict[str, Any]], before: Path) -> Iterator[dict[str, Any]]:

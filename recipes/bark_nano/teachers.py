@@ -116,9 +116,12 @@ def voices(folder: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: run `npm pack kokoro-js@1.2.1` in {folder}")
     found = {}
-    with tarfile.open(path) as archive:
-        for member in archive.getmembers():
-            file = archive.extractfile(member) if member.name.endswith(".bin") else None
-            if file is not None:
-                found[Path(member.name).stem] = np.frombuffer(file.read(), "<f4").reshape(510, 256)
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive.getmembers():
+                file = archive.extractfile(member) if member.name.endswith(".bin") else None
+                if file is not None:
+                    found[Path(member.name).stem] = np.frombuffer(file.read(), "<f4").reshape(510, 256)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}; run `npm pack kokoro-js@1.2.1` again") from None
     return dict(sorted(found.items()))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import queue
 import sys
@@ -42,6 +43,7 @@ from jax.sharding import PartitionSpec as P
 from bark_jax import units, weights
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
+from bark_jax.files import lock, replacing
 from bark_jax.units import LogMelUnits
 from recipes.bark_nano import corpus, run
 from recipes.bark_nano.critic import (
@@ -124,7 +126,7 @@ class Settings:
     marks: float = 1.0
     matching: float = 2.0
     all_books: float = 0.8
-    """Share of the rows that use all codebooks; the others use 1 to all of them, the first two as often as the rest."""
+    """Share of the rows that use all codebooks; half of the others use two, the rest 1 to all but one."""
     decay: float = 0.99
     """Of the running means of the codebooks."""
     average: float = 0.999
@@ -132,6 +134,27 @@ class Settings:
     real_share: float = 0.5
     """Of the crops: recordings of people."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for names, low, high in RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if not low <= value <= high:
+                    raise ValueError(f"{name} is {value}: it must be {low} to {high}")
+        if self.critic_dtype not in CRITIC_DTYPES:
+            raise ValueError(f"critic_dtype is {self.critic_dtype!r}: choose one of {', '.join(CRITIC_DTYPES)}")
+
+
+RANGES = (
+    ("batch muon_rounds critic_filters", 1, 1 << 20),
+    ("steps quantize_from critics_from warmup seed", 0, 1 << 40),
+    ("seconds", 0.01, 60.0),
+    ("muon_rate learning_rate critic_rate", 0.0, 1.0),
+    ("loudness audible wave content foretold commit marks matching", 0.0, 1e6),
+    ("fall last_rate all_books decay average real_share", 0.0, 1.0),
+)
+"""Of `Settings`."""
+CRITIC_DTYPES = ("float32", "bfloat16")
 
 
 class Books(NamedTuple):
@@ -200,13 +223,20 @@ def quantize(x: jax.Array, vectors: jax.Array, active: jax.Array) -> Quantized:
     return Quantized(out, commit, jnp.stack(counts), jnp.stack(sums), jnp.stack(given), jnp.stack(nearest))
 
 
-def update(books: Books, seen: Quantized, decay: float, key: jax.Array) -> Books:
-    """The running means after a batch; a code that is hardly used gets a vector of the batch."""
+def update(books: Books, seen: Quantized, decay: float, active: jax.Array, key: jax.Array) -> Books:
+    """The running means after a batch; a code that is hardly used gets a vector of the batch, of the rows with its
+    codebook: those with their first `active` (B,).
+    """
     counts = decay * books.counts + (1 - decay) * seen.counts
     sums = decay * books.sums + (1 - decay) * seen.sums
     usual = jnp.mean(counts, axis=1, keepdims=True)
     dead = counts < 0.03 * usual
-    picks = jax.random.randint(key, counts.shape, 0, seen.left.shape[1])
+    frames = seen.left.shape[1] // len(active)
+    on = jnp.repeat(jnp.arange(len(counts))[:, None] < active, frames, axis=1)
+    n_on = jnp.sum(on, axis=1, keepdims=True)
+    dead &= n_on > 0
+    some = jax.random.randint(key, counts.shape, 0, jnp.maximum(n_on, 1))
+    picks = jnp.take_along_axis(jnp.argsort(~on, axis=1), some, axis=1)  # those that are on come first
     fresh = jnp.take_along_axis(seen.left, picks[..., None], axis=1)
     start = jnp.broadcast_to(0.5 * usual, counts.shape)
     counts = jnp.where(dead, start, counts)
@@ -460,11 +490,12 @@ class Trainer:
             updates = {n: x if n.startswith("decoder.") else jnp.zeros_like(x) for n, x in changes.items()}
         params: Any = optax.apply_updates(state.params, updates)
         # In this form a tensor that is not trained stays as it is to the bit.
-        average = jax.tree.map(lambda a, b: a + (1 - s.average) * (b - a), state.average, params)
+        new = jnp.maximum(1 - s.average, 1 / (number + 1))  # at first a plain mean: of no weights that were begun with
+        average = jax.tree.map(lambda a, b: a + new * (b - a), state.average, params)
         after = state._replace(params=params, average=average, optimizer=optimizer)
         metrics = {"loss": total, **parts, "norm": optax.tree.norm(gradient)}
         if seen is not None and whole:
-            after = after._replace(books=update(state.books, seen, s.decay, jax.random.fold_in(key, 4)))
+            after = after._replace(books=update(state.books, seen, s.decay, active, jax.random.fold_in(key, 4)))
             share = state.books.counts / jnp.sum(state.books.counts, axis=1, keepdims=True)
             entropy = -jnp.sum(share * jnp.log(share + 1e-10), axis=1)
             metrics["perplexity"] = jnp.exp(jnp.min(entropy))
@@ -493,14 +524,15 @@ class Crops:
     """
 
     def __init__(self, synthetic: Sequence[Path], real: Sequence[Path], settings: Settings, rate: int):
+        """Raises `ValueError` if there are no files, or one is not mono or of another rate."""
         if not synthetic and not real:
             raise ValueError("there is nothing to train on: make the corpus first")
         self.settings = settings
         voices: dict[Path, list[np.ndarray]] = {}
         for path in synthetic:
-            voices.setdefault(path.parent, []).append(soundfile.read(path, dtype="int16")[0])
+            voices.setdefault(path.parent, []).append(samples(path, rate))
         self.synthetic = list(voices.values())
-        self.real = [[soundfile.read(path, dtype="int16")[0]] for path in real]
+        self.real = [[samples(path, rate)] for path in real]
         self.size = round(settings.seconds * rate)
 
     def __getitem__(self, number: int) -> np.ndarray:
@@ -510,13 +542,16 @@ class Crops:
 
     def ahead(self, start: int) -> Iterator[np.ndarray]:
         """Batches from `start` on, prepared in a thread."""
-        waiting: queue.Queue[np.ndarray] = queue.Queue(4)
+        waiting: queue.Queue[np.ndarray | Exception] = queue.Queue(4)
         done = threading.Event()
 
         def work() -> None:
             number = start
             while not done.is_set():
-                batch = self[number]
+                try:
+                    batch: np.ndarray | Exception = self[number]
+                except Exception as error:  # whoever waits must not wait for ever
+                    batch = error
                 number += 1
                 while not done.is_set():
                     try:
@@ -528,7 +563,10 @@ class Crops:
         threading.Thread(target=work, daemon=True).start()
         try:
             while True:
-                yield waiting.get()
+                batch = waiting.get()
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
         finally:
             done.set()
 
@@ -548,24 +586,54 @@ class Crops:
         return (audio * (wanted / max(level, 1e-3))).astype(np.float32)
 
 
+def samples(path: Path, rate: int) -> np.ndarray:
+    """A file's samples (N,) int16.
+
+    Raises:
+      ValueError: it is not mono, or of another rate: what it sounds like would be learnt wrong.
+    """
+    audio, found = soundfile.read(path, dtype="int16", always_2d=True)
+    if found != rate or audio.shape[1] != 1:
+        raise ValueError(f"{path} has {audio.shape[1]} channels at {found} Hz: it must be mono at {rate}")
+    return audio[:, 0]
+
+
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
 class Run:
-    """Checkpoints and metrics of a run."""
+    """Checkpoints and metrics of a run, for one process at a time.
+
+    Raises:
+      FileExistsError: another process has it.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(folder / ".lock", FileExistsError(f"another run is at work in {folder}: end it first"))
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
 
     def remember(self, settings: Settings) -> None:
         """Keep the settings, and say so if they are not those of before."""
-        path, now = self.folder / "settings.json", json.dumps(dataclasses.asdict(settings), indent=2)
-        if path.is_file() and json.loads(path.read_text("utf-8")) != json.loads(now):
-            print(f"note: the settings in {path} differ from those of this call, which count from here on")
-        path.write_text(now, "utf-8")
+        if settings_path(self.folder).is_file() and (before := kept_settings(self.folder)) != settings:
+            if different := [name for name in OF_THE_STATE if getattr(before, name) != getattr(settings, name)]:
+                name, values = different[0], (getattr(before, different[0]), getattr(settings, different[0]))
+                raise ValueError(
+                    f"{name} is {values[1]}, and was {values[0]} in the run of {self.folder}: its state would not fit"
+                )
+            if bool(before.foretold) != bool(settings.foretold):
+                raise ValueError(
+                    f"foretold is {settings.foretold}, and was {before.foretold} in the run of {self.folder}: it may"
+                    " change, but not from or to 0"
+                )
+            print(
+                f"note: the settings in {self.folder} differ from those of this call, which count from here on",
+                flush=True,
+            )
+        with replacing(settings_path(self.folder)) as part:
+            part.write_text(json.dumps(dataclasses.asdict(settings), indent=2), "utf-8")
 
     def restore(self, state: State) -> tuple[int, State]:
         """Step and state to go on with: those of the newest checkpoint, or the given ones."""
@@ -582,6 +650,52 @@ class Run:
     def log(self, **values: float) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+
+OF_THE_STATE = ("critic_kind", "critic_filters", "critic_windows", "muon_rounds")
+"""Settings that a run cannot change: what is kept of it depends on them."""
+
+
+def settings_path(folder: Path) -> Path:
+    return folder / "settings.json"
+
+
+def kept_settings(folder: Path) -> Settings:
+    """Of the run in a folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: they are not what a run writes.
+    """
+    path = settings_path(folder)
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no checkpoint: train first, without --export")
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in tree.items()}
+        return Settings(**given)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def read_codec(path: Path, config: CodecConfig = CONFIG) -> dict[str, np.ndarray]:
+    """The tensors of a ``codec.safetensors``, float32.
+
+    Raises:
+      CheckpointError: it is damaged, or of another kind.
+    """
+    return weights.read_module(path, nnx.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0))))
+
+
+def digest(codec: Path) -> str:
+    """SHA-256 of what a codec's codes depend on: its encoder and codebooks. Another decoder changes no code."""
+    tensors = safetensors.numpy.load_file(codec)
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        if not name.startswith("decoder."):
+            found.update(name.encode())
+            found.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return found.hexdigest()
 
 
 def files(work: Path) -> tuple[list[Path], list[Path]]:
@@ -613,22 +727,25 @@ def train(
     """Train until the settings' steps are made or the time is over.
 
     Args:
-      begin: a ``codec.safetensors`` that a new run starts from, codebooks included.
+      begin: a ``codec.safetensors`` that a new run starts from, codebooks included; where a run goes on, it is not
+        read.
 
     Raises:
-      ValueError: a decoder is to be trained alone, and no codec is given to begin with.
+      ValueError: a decoder is to be trained alone, and no codec is given to begin with; the loss is no number any more.
+      FileExistsError: another process trains there.
     """
     if settings.trained == "decoder" and begin is None:
         raise ValueError("trained is 'decoder': it needs a codec whose encoder and codebooks it keeps, --begin FILE")
-    made = None
     if begin is not None:
-        made = safetensors.numpy.load_file(begin)
         settings = dataclasses.replace(settings, quantize_from=0)
     trainer = Trainer(settings, listener=listener_of(work, settings))
+    made = None if begin is None else read_codec(begin, trainer.config)
     kept = Run(work / "codec")
     kept.remember(settings)
     crops = Crops(*files(work), settings, trainer.config.sample_rate)
     step, state = kept.restore(trainer.start(made))
+    if step and begin is not None:
+        print(f"note: the run in {kept.folder} goes on; {begin} was for its beginning", flush=True)
     print(f"step {step:,}; {len(crops.synthetic):,} voices, {len(crops.real):,} recordings", flush=True)
     began = saved = logged = time.monotonic()
     last = step
@@ -639,38 +756,44 @@ def train(
             state = trainer.begin_quantizing(state, crops.ahead(1 << 40))
         state, metrics = trainer.step(state, audio, step)
         step += 1
-        if step % log_every == 0:
-            values = {name: round(float(value), 5) for name, value in metrics.items()}
-            if not np.isfinite(values["loss"]):
-                raise RuntimeError(f"the loss at step {step} is {values['loss']}; the last checkpoint is intact")
-            now = time.monotonic()
-            kept.log(step=step, seconds=round((now - logged) / (step - last), 3), **values)
-            print(step, values, f"{(now - logged) / (step - last):.2f} s a step", flush=True)
-            logged, last = now, step
         now = time.monotonic()
         over = now - began > 60 * minutes
-        if over or now - saved > 60 * save_minutes or step == settings.steps:
+        saving = over or now - saved > 60 * save_minutes or step == settings.steps
+        if saving or step % log_every == 0:
+            values = {name: round(float(value), 5) for name, value in metrics.items()}
+            if not np.isfinite([values["loss"], values["norm"]]).all():
+                raise ValueError(
+                    f"at step {step} the loss is {values['loss']} and its gradient's norm {values['norm']}: begin anew"
+                    " with lower rates, or go on from the last checkpoint, which is from before"
+                )
+            if step % log_every == 0:
+                kept.log(step=step, seconds=round((now - logged) / (step - last), 3), **values)
+                print(step, values, f"{(now - logged) / (step - last):.2f} s a step", flush=True)
+                logged, last = now, step
+        if saving:
             kept.save(step, state)
             saved = now
         if over:
             break
 
 
-def export(work: Path, settings: Settings) -> Path:
+def export(work: Path) -> Path:
     """Write the newest checkpoint's codec.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
+      ValueError: its weights are no numbers any more.
     """
-    from bark_jax.files import replacing
-
+    settings = kept_settings(work / "codec")
     trainer = Trainer(settings, listener=listener_of(work, settings))
     step, state = Run(work / "codec").restore(trainer.start())
     if not step:
         raise FileNotFoundError(f"{work / 'codec'} has no checkpoint: train first, without --export")
-    path = work / "codec" / "codec.safetensors"
+    path, found = work / "codec" / "codec.safetensors", trainer.exported(state)
+    if broken := [name for name, x in found.items() if not np.isfinite(x).all()]:
+        raise ValueError(f"step {step} has NaN or infinity in {', '.join(broken[:3])}: nothing is written")
     with replacing(path) as part:
-        half = {name: x.astype(weights.DTYPES["bfloat16"]) for name, x in trainer.exported(state).items()}
+        half = {name: x.astype(weights.DTYPES["bfloat16"]) for name, x in found.items()}
         part.write_bytes(weights.serialized(half, {"step": str(step)}))
     return path
 
@@ -682,20 +805,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-minutes", type=float, default=10.0)
     parser.add_argument("--begin", type=Path, help="a codec.safetensors that a new run starts from")
     parser.add_argument("--log-every", type=int, default=20)
-    parser.add_argument("--export", action="store_true", help="train nothing, write codec.safetensors")
+    parser.add_argument("--export", action="store_true", help="train nothing, write codec.safetensors of the run")
     for field in dataclasses.fields(Settings):
         if isinstance(field.default, int | float | str):
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     options = parser.parse_args(argv)
-    settings = Settings(
-        **{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings) if hasattr(options, f.name)}
-    )
+    if options.log_every < 1:
+        parser.error(f"--log-every is {options.log_every}: it must be 1 or more")
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Settings) if hasattr(options, f.name)}
     if options.export:
-        return run(lambda: print(export(options.work, settings)))
+        return run(lambda: print(export(options.work)))
     return run(
         lambda: train(
             options.work,
-            settings,
+            Settings(**given),
             minutes=options.minutes,
             save_minutes=options.save_minutes,
             log_every=options.log_every,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class Clusters:
 
     @classmethod
     def load(cls, work: Path) -> Clusters:
-        with np.load(work / "units" / "clusters.npz") as file:
+        with np.load(clusters_path(work)) as file:
             return cls(file["means"], file["centres"])
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -110,6 +111,8 @@ def cluster(work: Path, features: Features, *, clips: int, seed: int = 0) -> Non
     from sklearn.cluster import MiniBatchKMeans
 
     chosen = sample(work, clips, seed=seed)
+    if not chosen:
+        raise ValueError(f"{work} has nothing to learn units from: run `corpus speak`, `check` and `record` first")
     parts = []
     for i, (_, path) in enumerate(chosen, 1):
         parts.append(features(listen.load(path)))
@@ -119,12 +122,16 @@ def cluster(work: Path, features: Features, *, clips: int, seed: int = 0) -> Non
     means = np.stack([vectors[positions == i].mean(axis=0) for i in range(KEPT)])
     x = comparable(vectors, positions, means)
     found = MiniBatchKMeans(N_UNITS, batch_size=16_384, n_init=3, max_iter=200, random_state=seed).fit(x)
-    path = work / "units" / "clusters.npz"
+    path = clusters_path(work)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, part.open("wb") as file:
         np.savez(file, means=means.astype(np.float32), centres=found.cluster_centers_.astype(np.float32))
     counts = np.bincount(found.labels_, minlength=N_UNITS)
     print(f"{len(x):,} frames; the least frequent unit has {counts.min()}, the most frequent {counts.max()}")
+
+
+def clusters_path(work: Path) -> Path:
+    return work / "units" / "clusters.npz"
 
 
 def label_path(work: Path, id_: str) -> Path:
@@ -136,13 +143,30 @@ def vectors_path(work: Path, id_: str) -> Path:
 
 
 def label(work: Path, features: Features, *, clips: int) -> None:
-    """The units of `sample`'s clips and of all held-out ones, where they are not there yet."""
+    """The units of `sample`'s clips and of all held-out ones, where they are not there yet.
+
+    Raises:
+      ValueError: there are labels of other clusters, or nothing to label.
+    """
     clusters = Clusters.load(work)
+    folder = work / "units" / "labels"
+    about, now = folder / "made-from.json", hashlib.sha256(clusters_path(work).read_bytes()).hexdigest()
+    if about.is_file() and json.loads(about.read_text("utf-8")) != {"clusters": now}:
+        raise ValueError(f"{folder} was made with other clusters: remove it, it is made anew")
+    if not about.is_file() and any(folder.rglob("*.npy")):
+        raise FileExistsError(f"{folder} has files and no {about.name}: move them away")
     wanted = [(id_, path) for id_, path, split in sources(work) if split == "heldout"] + sample(work, clips)
+    if not wanted:
+        raise ValueError(f"{work} has nothing to label: run `corpus speak`, `check` and `record` first")
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(about) as part:
+        part.write_text(json.dumps({"clusters": now}), "utf-8")
     waiting = [(id_, path) for id_, path in wanted if not label_path(work, id_).is_file()]  # the last to be written
     began, seconds = time.monotonic(), 0.0
     for i, (id_, source) in enumerate(waiting, 1):
         audio = listen.load(source)
+        if len(audio) < FRAME:
+            raise ValueError(f"{source} lasts {len(audio) / listen.RATE:.3f} s: a unit takes {FRAME / listen.RATE:g}")
         x = comparable(*features(audio), clusters.means)
         for path, array in ((vectors_path(work, id_), x.astype(np.float16)), (label_path(work, id_), clusters(x))):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,13 +227,15 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
     import jax.numpy as jnp
     import optax
     import orbax.checkpoint as ocp
-    import soundfile
     from flax import nnx
 
     from bark_jax import weights
     from bark_jax.units import LogMelUnits, UnitsConfig, save
-    from recipes.bark_nano.train_codec import muon_and_adam
+    from recipes.bark_nano.train_codec import muon_and_adam, samples
 
+    chosen = [(id_, path) for id_, path, split in sources(work) if split == "train" and label_path(work, id_).is_file()]
+    if not chosen:
+        raise ValueError(f"{work} has no labelled clips to train on: run `units label` first")
     config = UnitsConfig(n_units=N_UNITS)
     module = nnx.eval_shape(lambda: LogMelUnits(config, rngs=nnx.Rngs(seed)))
     params: Any = weights.names(LogMelUnits(config, rngs=nnx.Rngs(seed)))
@@ -246,9 +272,8 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
     if number:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, average, state))
         params, average, state = manager.restore(number, args=ocp.args.StandardRestore(abstract))
-    chosen = [(id_, path) for id_, path, split in sources(work) if split == "train" and label_path(work, id_).is_file()]
     known = [
-        (soundfile.read(path, dtype="int16")[0], np.load(label_path(work, id_)), np.load(vectors_path(work, id_)))
+        (samples(path, config.sample_rate), np.load(label_path(work, id_)), np.load(vectors_path(work, id_)))
         for id_, path in chosen
     ]
     print(f"step {number}; {len(known):,} clips", flush=True)
@@ -257,10 +282,14 @@ def train(work: Path, *, steps: int, batch: int, seconds: float, rate: float, mi
         crop = crops(known, np.random.default_rng([seed, number]), batch, seconds, config)
         params, average, state, value, right = step(params, average, state, crop, number)
         number += 1
-        if number % 50 == 0:
+        if number % 50 == 0 or number == steps:
+            if not np.isfinite(float(value)):
+                raise ValueError(f"the loss at step {number} is {float(value)}: begin anew with a lower --rate")
             print(f"{number} loss {float(value):.3f}, right {float(right):.1%}", flush=True)
         if number % 500 == 0:
             manager.save(number, args=ocp.args.StandardSave((params, average, state)))
+    if number == 0:
+        raise ValueError(f"no step was made in {minutes:g} minutes: nothing is written")
     if number != manager.latest_step():
         manager.save(number, args=ocp.args.StandardSave((params, average, state)))
     manager.wait_until_finished()
@@ -298,21 +327,28 @@ def crops(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.units", description="Make semantic units.")
-    parser.add_argument("--work", type=Path, default=corpus.WORK)
-    parser.add_argument("--assets", type=Path, help="default: WORK/assets")
-    parser.add_argument("--threads", type=int, default=2, help="of whisper's computation (2)")
+    places = corpus.places_of_files("folder where whisper is kept")
+    hearing = argparse.ArgumentParser(add_help=False)
+    hearing.add_argument("--threads", type=int, default=2, help="of whisper's computation (2)")
     commands = parser.add_subparsers(dest="command", required=True)
-    clustering = commands.add_parser("cluster", help="find the units")
+    clustering = commands.add_parser("cluster", parents=[places, hearing], help="find the units")
     clustering.add_argument("--clips", type=int, default=2000)
-    labelling = commands.add_parser("label", help="units of a sample, for the network to learn from")
+    labelling = commands.add_parser(
+        "label", parents=[places, hearing], help="units of a sample, for the network to learn from"
+    )
     labelling.add_argument("--clips", type=int, default=3000)
-    training = commands.add_parser("train", help="teach the network")
+    training = commands.add_parser("train", parents=[places], help="teach the network")
     training.add_argument("--steps", type=int, default=3000)
     training.add_argument("--batch", type=int, default=16)
     training.add_argument("--seconds", type=float, default=4.0)
     training.add_argument("--rate", type=float, default=2e-3)
     training.add_argument("--minutes", type=float, default=1e9)
     options = parser.parse_args(argv)
+    for name in ("threads", "steps", "batch", "seconds", "rate"):
+        if getattr(options, name, 1) <= 0:
+            parser.error(f"--{name} is {getattr(options, name)}: it must be above 0")
+    if getattr(options, "clips", 0) < 0:
+        parser.error(f"--clips is {options.clips}: it must be 0 or more")
     work, assets = options.work, options.assets or options.work / "assets"
     if options.command == "cluster":
         return run(lambda: cluster(work, Features(assets, threads=options.threads), clips=options.clips))
