@@ -223,6 +223,7 @@ def test_a_model_is_assembled(tmp_path: Path, first: Any) -> None:
     assert bark.audio_to_semantic(wave).shape == (voices["af_heart"].fine.shape[1] * 2 // 3,)
 
 
+@with_rows
 def test_a_codec_of_ones_own_is_taken_and_makes_another_model(tmp_path: Path) -> None:
     shipped = [gpts.made_or_shipped(tmp_path, network) for network in ("codec", "units")]
     assert gpts.settings(*shipped) == CONFIG

@@ -294,7 +294,9 @@ def speak(work: Path, assets: Path, *, workers: int, teachers: Sequence[str] = T
     jobs = [(clip, audio_path(work, clip.id)) for clip in read_plan(work) if clip.teacher in teachers]
     jobs = [(clip, path) for clip, path in jobs if not path.is_file()]
     started, seconds = time.monotonic(), 0.0
-    _begin(assets, teachers)  # here first: what fails in a pool's processes is begun again for ever
+    # Here first: what fails in a pool's processes is begun again for ever, and Kokoro's network, which is put together
+    # from its packages by whoever first asks, must not be by two at once.
+    _begin(assets, teachers)
     _teachers.clear()
     with multiprocessing.get_context("spawn").Pool(workers, _begin, (assets, teachers)) as pool:
         for i, length in enumerate(pool.imap_unordered(_speak, jobs, chunksize=4), 1):
@@ -379,6 +381,29 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 continue
+
+
+def of_one_kind(folder: Path, now: Mapping[str, str], others: str, *, files: str) -> None:
+    """Make a folder that says what its files are made from, or see that it was made from the same.
+
+    Args:
+      now: digests, ``made-from.json``.
+      others: what they would be of otherwise, for the message.
+      files: a pattern of the folder's files, at any depth.
+
+    Raises:
+      ValueError: it was made from something else.
+      FileExistsError: it has files and does not say of what.
+    """
+    about = folder / "made-from.json"
+    if not about.is_file():
+        if any(folder.rglob(files)):
+            raise FileExistsError(f"{folder} has files and no {about.name}: move them away")
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(about) as part:
+            part.write_text(json.dumps(now, indent=2), "utf-8")
+    elif json.loads(about.read_text("utf-8")) != now:
+        raise ValueError(f"{folder} was made with {others}: remove it, it is made anew")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -40,7 +40,6 @@ import pyarrow.parquet
 from bark_jax import codec as codecs
 from bark_jax import units as networks
 from bark_jax.audio import read, resample
-from bark_jax.files import replacing
 from bark_jax.train import data
 from recipes.bark_nano import corpus, evaluate, run, units
 from recipes.bark_nano.train_codec import CONFIG, digest
@@ -111,16 +110,8 @@ def free(folder: Path, name: str) -> Iterator[Path]:
 def begin(work: Path, name: str = "rows") -> Path:
     """A folder of rows, if it is new or of the same codec and units."""
     folder = work / name
-    about = folder / "made-from.json"
     now = made_from(work / "codec" / "codec.safetensors", work / "units" / "units.safetensors")
-    if not about.is_file():
-        if any(folder.glob("*.parquet")):
-            raise FileExistsError(f"{folder} has files and no {about.name}: move them away")
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(about) as part:
-            part.write_text(json.dumps(now, indent=2), "utf-8")
-    elif json.loads(about.read_text("utf-8")) != now:
-        raise ValueError(f"{folder} was made with another codec or other units: remove it, it is made anew")
+    corpus.of_one_kind(folder, now, "another codec or other units", files="*.parquet")
     return folder
 
 
@@ -253,9 +244,8 @@ def shifted_id(id_: str, pace: float) -> str:
     return f"{id_}x{pace:.4f}"
 
 
-def recoded(work: Path, rows: Sequence[dict[str, Any]], before: Path) -> Iterator[dict[str, Any]]:
-    """Rows with the codes of WORK's codec, of what the codec `before` makes of theirs; rows without codes stay."""
-    old, new = evaluate.load_codec(before), evaluate.load_codec(work / "codec" / "codec.safetensors")
+def recoded(rows: Sequence[dict[str, Any]], old: codecs.Codec, new: codecs.Codec) -> Iterator[dict[str, Any]]:
+    """Rows of one codec with the codes of another, of what the first makes of them; rows without codes stay."""
     yield from (row for row in rows if row.get("fine") is None)
     coded = sorted((row for row in rows if row.get("fine") is not None), key=lambda row: len(row["fine"][0]))
     for start in range(0, len(coded), CLIPS_AT_ONCE):
@@ -273,9 +263,10 @@ def write_recoded(work: Path, others: Path, before: Path) -> None:
     if not files:
         raise FileNotFoundError(f"{others} has no .parquet files: there is nothing to recode")
     folder, began = begin(work), time.monotonic()
+    old, new = evaluate.load_codec(before), evaluate.load_codec(work / "codec" / "codec.safetensors")
     for number, file in enumerate(files, 1):
         if not (folder / file.name).is_file():
-            data.write(folder / file.name, recoded(work, pyarrow.parquet.read_table(file).to_pylist(), before))
+            data.write(folder / file.name, recoded(pyarrow.parquet.read_table(file).to_pylist(), old, new))
             print(f"{file.name}, {number} of {len(files)}, {time.monotonic() - began:.0f} s", flush=True)
 
 

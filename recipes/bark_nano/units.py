@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -149,18 +148,11 @@ def label(work: Path, features: Features, *, clips: int) -> None:
       ValueError: there are labels of other clusters, or nothing to label.
     """
     clusters = Clusters.load(work)
-    folder = work / "units" / "labels"
-    about, now = folder / "made-from.json", hashlib.sha256(clusters_path(work).read_bytes()).hexdigest()
-    if about.is_file() and json.loads(about.read_text("utf-8")) != {"clusters": now}:
-        raise ValueError(f"{folder} was made with other clusters: remove it, it is made anew")
-    if not about.is_file() and any(folder.rglob("*.npy")):
-        raise FileExistsError(f"{folder} has files and no {about.name}: move them away")
     wanted = [(id_, path) for id_, path, split in sources(work) if split == "heldout"] + sample(work, clips)
     if not wanted:
         raise ValueError(f"{work} has nothing to label: run `corpus speak`, `check` and `record` first")
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(about) as part:
-        part.write_text(json.dumps({"clusters": now}), "utf-8")
+    made_from = {"clusters": hashlib.sha256(clusters_path(work).read_bytes()).hexdigest()}
+    corpus.of_one_kind(work / "units" / "labels", made_from, "other clusters", files="*.npy")
     waiting = [(id_, path) for id_, path in wanted if not label_path(work, id_).is_file()]  # the last to be written
     began, seconds = time.monotonic(), 0.0
     for i, (id_, source) in enumerate(waiting, 1):
