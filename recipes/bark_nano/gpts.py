@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import string
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,12 +144,12 @@ SHARPER = {"semantic": 0.7 / 0.4, "fine": 0.5 / 0.0625}
 suffer from; that of fine, 0.5, as 0.06: codes that it does not know are left out then (`README.md`, "The GPTs"). What
 is shipped is trained on with these as `sharpness`: ``training.json``."""
 
-VOICES = "af_heart af_bella af_aoede am_puck am_fenrir am_onyx bf_emma bf_isabella bm_lewis bm_fable".split()
-"""Presets: Kokoro's names, of its American and British voices, female and male."""
+NAMED = re.compile(r"[ab][fm]_\w+")
+"""Kokoro's names of its English voices: American or British, female or male. The presets are some of them."""
 PROMPT_S = (2.5, 8.0)
 """Length of the clip that a preset is: coarse hears its last 2 s, fine its last 1.3."""
 PROMPTS = MADE / "prompts.json"
-"""The id of each preset's clip, as `prompts` chose them."""
+"""The presets: voices, and the id of the clip of each, as `prompts` chose them."""
 
 
 def made_or_shipped(work: Path, network: str) -> Path:
@@ -269,29 +270,29 @@ def as_voice(row: Mapping[str, Any], model: BarkConfig) -> Voice:
 
 
 def prompt_rows(tokens: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of each of `VOICES`, the clips of the training set that may be its preset: `PROMPT_S` long."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VOICES}
+    """Of each `NAMED` voice, the clips of the training set that may be its preset: `PROMPT_S` long."""
+    found: dict[str, list[dict[str, Any]]] = {}
     low, high = (seconds * config().semantic.rate_hz for seconds in PROMPT_S)
     for file in sorted(tokens.glob("said-*.parquet")):
         table = pyarrow.parquet.read_table(file, columns=["id", "voice", "split", "semantic", "fine"])
-        chosen = [name in found for name in table["voice"].to_pylist()]
+        chosen = [NAMED.fullmatch(name) is not None for name in table["voice"].to_pylist()]
         for row in table.filter(pyarrow.array(chosen)).to_pylist():
             if row["split"] == "train" and low <= len(row["semantic"]) <= high:
-                found[row["voice"]].append(row)
+                found.setdefault(row["voice"], []).append(row)
     return found
 
 
 def presets(tokens: Path, model: BarkConfig) -> dict[str, Voice]:
-    """The voices of `VOICES`, from the clips of `PROMPTS`.
+    """The voices and clips of `PROMPTS`.
 
     Raises:
       ValueError: the rows lack one of these clips.
     """
     ids = json.loads(PROMPTS.read_text("utf-8"))
     found = {row["id"]: as_voice(row, model) for clips in prompt_rows(tokens).values() for row in clips}
-    if missing := [ids[name] for name in VOICES if ids[name] not in found]:
+    if missing := [id for id in ids.values() if id not in found]:
         raise ValueError(f"{tokens} lacks the presets' clips {', '.join(missing)}: see `recipes.bark_nano.prompts`")
-    return {name: found[ids[name]] for name in VOICES}
+    return {name: found[id] for name, id in ids.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,18 +1,19 @@
-"""Which clip of a voice is its preset: ``python -m recipes.bark_nano.prompts --model bark-nano-work/bark-nano``.
+"""Which voices are presets, and which clip of each: ``python -m recipes.bark_nano.prompts --model WORK/bark-nano``.
 
-    rows of the presets' voices ─▶ clips of 2.5 to 8 s ─▶ the most typical ones (GE2E of their last 2 s)
+    rows of Kokoro's English voices ─▶ clips of 2.5 to 8 s ─▶ the most typical ones (GE2E of their last 2 s)
     ─▶ each is the prompt of the same sentences ─▶ whisper, GE2E ─▶ WORK/prompts.jsonl, a line each
-    ─▶ made/prompts.json, the best clip of each voice
+    ─▶ the best clip of each voice ─▶ made/prompts.json, the voices that are not taken for one another
 
 The best prompt is that after which words are understood and the voice is the voice. All typical clips of a voice say
-the first sentences, the best few say the others too. The sentences are of the corpus's validation rows: none is among
-those that `evaluate speech` judges by. What is in ``prompts.jsonl`` is not said again: another model needs another
-``WORK``.
+the first sentences, the best few say the others too. Voices that are near each other are one choice for a user, not
+two. The sentences are of the corpus's validation rows: none is among those that `evaluate speech` judges by. What is in
+``prompts.jsonl`` is not said again: another model needs another ``WORK``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import zlib
@@ -30,8 +31,10 @@ from bark_jax.files import replacing
 from recipes.bark_nano import corpus, gpts, listen, run
 from recipes.bark_nano.speech import RATE, ROWS
 
-N_CLIPS, N_FIRST, N_TEXTS, N_KEPT = 6, 5, 13, 3
+N_CLIPS, N_FIRST, N_TEXTS, N_KEPT = 4, 4, 12, 2
 """Clips of a voice that are tried; sentences that all of them say; all sentences; clips that say all of them."""
+N_OF_A_SEX = 4
+"""Presets that are female, and that are male."""
 TAIL_S = 2.0
 """What coarse hears of a prompt."""
 
@@ -65,6 +68,39 @@ def best(said: Iterable[Mapping[str, Any]], n: int) -> list[str]:
     return sorted(by, key=lambda id: (-score(by[id]), id))[:n]
 
 
+def distinct(said: Mapping[str, Sequence[Mapping[str, Any]]], n: int) -> list[str]:
+    """`n` female and `n` male voices, of both accents each, with the most of `score` and of what is nearest to its own.
+
+    Args:
+      said: what each voice said with its best prompt, as many rows each; "like" of a row is its GE2E to all of them.
+
+    Raises:
+      ValueError: there are no such voices.
+    """
+    names = sorted(said)
+    scores = np.array([score(said[name]) for name in names])
+    like = np.array([[[row["like"][other] for row in said[name]] for other in names] for name in names])
+    nearer = like[np.arange(len(names)), np.arange(len(names))][:, None] > like  # (voice, other, row)
+    nearer |= np.eye(len(names), dtype=bool)[..., None]
+
+    def sets(sex: str) -> np.ndarray:
+        some = [i for i, name in enumerate(names) if name[1] == sex]
+        found = [x for x in itertools.combinations(some, n) if len({names[i][0] for i in x}) == min(n, 2)]
+        if not found:
+            raise ValueError(f"{n} voices of a sex and of both accents are wanted: there are {', '.join(names)}")
+        return np.array(found)
+
+    best, highest = sets("f")[0], -np.inf
+    male = sets("m")
+    for female in sets("f"):
+        some = np.concatenate([np.tile(female, (len(male), 1)), male], axis=1)
+        right = nearer[some[:, :, None], some[:, None]].all(axis=2).mean(axis=-1)
+        sums = (scores[some] + right).sum(axis=1)
+        if sums.max() > highest:
+            best, highest = some[sums.argmax()], sums.max()
+    return [names[i] for i in best]
+
+
 class Hearing:
     """What is heard of an utterance: words, and how like a voice it is.
 
@@ -90,8 +126,10 @@ class Hearing:
     def __call__(self, audio: np.ndarray, voice: str, text: str) -> dict[str, Any]:
         wanted = self._whisper.words(text)
         heard = self._whisper.words(self._whisper.hear(resample(audio, RATE, listen.RATE))) if len(audio) else []
-        like = float(self._speakers(audio, RATE) @ self._known[voice]) if len(audio) else 0.0
-        return {"words": len(wanted), "wrong": int(listen.errors(wanted, heard).sum()), "ge2e": round(like, 4)}
+        speaker = self._speakers(audio, RATE) if len(audio) else np.zeros_like(self._known[voice])
+        like = {name: round(float(speaker @ known), 4) for name, known in self._known.items()}
+        wrong = int(listen.errors(wanted, heard).sum())
+        return {"words": len(wanted), "wrong": wrong, "ge2e": like[voice], "like": like}
 
 
 def say(
@@ -111,7 +149,7 @@ def say(
 
 
 def choose(work: Path, assets: Path, rows: Path, model: str) -> dict[str, str]:
-    """Try what was not tried yet; the id of the best clip of each voice."""
+    """Try what was not tried yet; the voices, and the id of the best clip of each."""
     bark = bark_jax.load(model)
     clips = gpts.prompt_rows(rows)
     prompts = {row["id"]: gpts.as_voice(row, bark.config) for some in clips.values() for row in some}
@@ -135,16 +173,19 @@ def choose(work: Path, assets: Path, rows: Path, model: str) -> dict[str, str]:
     first = of(typical, sentences[:N_FIRST])
     good = of({voice: best(said, N_KEPT) for voice, said in first.items()}, sentences)
     chosen = {voice: best(said, 1)[0] for voice, said in good.items()}
+    own = {voice: [row for row in said if row["id"] == chosen[voice]] for voice, said in good.items()}
+    names = distinct(own, N_OF_A_SEX)
     for voice, said in good.items():
-        its = score([row for row in said if row["id"] == chosen[voice]])
-        print(f"{voice}: {chosen[voice]} {its:.3f}, all {N_KEPT} {score(said):.3f}")
-    return chosen
+        nearest = np.mean([max(names, key=row["like"].__getitem__) == voice for row in own[voice]])
+        print(
+            f"{voice}: {chosen[voice]} {score(own[voice]):.3f}, all {N_KEPT} {score(said):.3f}"
+            + (f", a preset, {nearest:.0%} nearest to it" if voice in names else "")
+        )
+    return {voice: chosen[voice] for voice in names}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.bark_nano.prompts", description="The clips of the presets."
-    )
+    parser = argparse.ArgumentParser(prog="python -m recipes.bark_nano.prompts", description="The presets.")
     parser.add_argument("--work", type=Path, default=corpus.WORK)
     parser.add_argument("--assets", type=Path, help="folder with whisper-base; default: WORK/assets")
     parser.add_argument("--model", default="bark-nano", help="what speaks: a folder; default: the one in the package")

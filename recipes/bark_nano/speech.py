@@ -41,7 +41,7 @@ AFTER_WORDS, AFTER_S, QUIET = 3, 1.0, 0.01
 N_HELDOUT_VOICE_LINES = 20
 ROWS = 8
 """Utterances spoken at once."""
-FOX, FOX_VOICE, FOX_SEED = "The quick brown fox jumps over the lazy dog.", "af_heart", 3
+FOX, FOX_VOICE, FOX_SEED = "The quick brown fox jumps over the lazy dog.", "af_nova", 2
 """What the README's first example says, and in whose voice; with a picture of it."""
 
 
