@@ -324,7 +324,7 @@ def check(work: Path, whisper: Any) -> None:
     with path.open("a", encoding="utf-8") as file:
         if torn:  # by a kill: what is written now must not become part of that line
             file.write("\n")
-        for done, batch in enumerate(listen.packs(waiting, lambda clip: audio_path(work, clip.id)), 1):
+        for done, batch in enumerate(listen.packs(waiting, lambda clip: listen.load(audio_path(work, clip.id))), 1):
             for clip, seconds, errors, words in whisper.compare(batch):
                 row = {"id": clip.id, "seconds": round(seconds, 3), "errors": errors, "words": words}
                 file.write(json.dumps(row) + "\n")

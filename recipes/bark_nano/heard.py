@@ -53,19 +53,15 @@ class Ear(listen.Whisper):
         Raises:
           ValueError: a clip longer than half a minute.
         """
-        some: list[tuple[str, np.ndarray]] = []
-        length = 0.0
-        for text, audio in said:
-            seconds = len(audio) / listen.RATE + listen.GAP_S
-            if seconds > WINDOW_S:
-                raise ValueError(f"a clip of {seconds - listen.GAP_S:.1f} s is too long: whisper takes {WINDOW_S} s")
-            if some and length + seconds > listen.PACK_S:
-                yield from self._likely(some)
-                some, length = [], 0.0
-            some.append((text, audio))
-            length += seconds
-        if some:
-            yield from self._likely(some)
+
+        def fitting(pair: tuple[str, np.ndarray]) -> np.ndarray:
+            seconds = len(pair[1]) / listen.RATE
+            if seconds + listen.GAP_S > WINDOW_S:
+                raise ValueError(f"a clip of {seconds:.1f} s is too long: whisper takes {WINDOW_S} s")
+            return pair[1]
+
+        for pack in listen.packs(said, fitting):
+            yield from self._likely([pair for pair, _ in pack])
 
     def _likely(self, said: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
         """The same of what fits at once."""
@@ -79,9 +75,7 @@ class Ear(listen.Whisper):
                 for id in tokenizer.encode(f" {word}", add_special_tokens=False).ids:
                     ids.append(id)
                     words.append((i, j) if any(c.isalnum() for c in tokenizer.decode([id])) else None)
-        gap = np.zeros(round(listen.GAP_S * listen.RATE), np.float32)
-        audio = np.concatenate([x for _, clip in said for x in (np.asarray(clip, np.float32), gap)])
-        features = self._model.feature_extractor(audio)[:, :FRAMES]
+        features = self._model.feature_extractor(listen.spaced(said).astype(np.float32))[:, :FRAMES]
         encoded = self._model.encode(pad_or_trim(features))
         [found] = self._model.model.align(encoded, self._start, [ids], features.shape[-1])
         out = [np.zeros(len(text.split())) for text, _ in said]

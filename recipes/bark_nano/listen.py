@@ -48,20 +48,26 @@ def load(path: Path, rate: int = RATE) -> np.ndarray:
     return audio.read(path, rate)
 
 
-def packs(items: Iterable[T], path: Callable[[T], Path]) -> Iterator[list[tuple[T, np.ndarray]]]:
+def packs(items: Iterable[T], audio: Callable[[T], np.ndarray]) -> Iterator[list[tuple[T, np.ndarray]]]:
     """Items with their audio at 16 kHz, in lists that fit whisper's half a minute."""
     pack: list[tuple[T, np.ndarray]] = []
     length = 0.0
     for item in items:
-        audio = load(path(item))
-        seconds = len(audio) / RATE + GAP_S
+        clip = audio(item)
+        seconds = len(clip) / RATE + GAP_S
         if pack and length + seconds > PACK_S:
             yield pack
             pack, length = [], 0.0
-        pack.append((item, audio))
+        pack.append((item, clip))
         length += seconds
     if pack:
         yield pack
+
+
+def spaced(pack: Sequence[tuple[Any, np.ndarray]]) -> np.ndarray:
+    """A pack as it is heard: its clips one after another, a silence after each."""
+    gap = np.zeros(int(GAP_S * RATE), np.float32)
+    return np.concatenate([x for _, clip in pack for x in (clip, gap)])
 
 
 class Whisper(judges.Listener):
@@ -77,8 +83,7 @@ class Whisper(judges.Listener):
 
     def compare(self, pack: Sequence[tuple[Any, np.ndarray]]) -> list[tuple[Any, float, int, int]]:
         """(item, seconds, wrong words, words) of each; an item's `text` is what it should say."""
-        gap = np.zeros(int(GAP_S * RATE), np.float32)
-        heard = self.words(self.hear(np.concatenate([x for _, audio in pack for x in (audio, gap)])))
+        heard = self.words(self.hear(spaced(pack)))
         wanted = [self.words(item.text) for item, _ in pack]
         wrong = errors([word for words in wanted for word in words], heard)
         out, start = [], 0

@@ -90,14 +90,15 @@ def distinct(said: Mapping[str, Sequence[Mapping[str, Any]]], n: int) -> list[st
             raise ValueError(f"{n} voices of a sex and of both accents are wanted: there are {', '.join(names)}")
         return np.array(found)
 
-    best, highest = sets("f")[0], -np.inf
     male = sets("m")
-    for female in sets("f"):
+
+    def best_with(female: np.ndarray) -> tuple[float, np.ndarray]:
         some = np.concatenate([np.tile(female, (len(male), 1)), male], axis=1)
         right = nearer[some[:, :, None], some[:, None]].all(axis=2).mean(axis=-1)
         sums = (scores[some] + right).sum(axis=1)
-        if sums.max() > highest:
-            best, highest = some[sums.argmax()], sums.max()
+        return sums.max(), some[sums.argmax()]
+
+    _, best = max(map(best_with, sets("f")), key=lambda pair: pair[0])
     return [names[i] for i in best]
 
 
