@@ -157,7 +157,7 @@ class TestPlan:
             path = corpus.audio_path(tmp_path, clip.id)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        monkeypatch.setattr(listen, "packs", lambda waiting, path: [[(clip, path(clip))] for clip in waiting])
+        monkeypatch.setattr(listen, "load", lambda path: np.zeros(100, np.float32))  # the files are empty
 
         class Whisper:
             def compare(self, pack: Any) -> Any:
