@@ -29,7 +29,7 @@ from bark_jax import library, weights
 from bark_jax import units as networks
 from bark_jax.codec import Codec
 from bark_jax.config import CodecConfig
-from recipes.bark_nano import corpus, critic, evaluate, foretell, listen, rows, sentences, train_codec, units
+from recipes.bark_nano import corpus, critic, evaluate, foretell, listen, rows, sentences, sounds, train_codec, units
 from recipes.bark_nano.first_weights import filter_bank, first_weights
 
 LANGUAGES = {"a": 11, "b": 4, "e": 3, "j": 5}
@@ -136,6 +136,12 @@ class TestPlan:
         left = {clip.id for clip in corpus.missing(more, tmp_path / "rows.parquet")}
         heldout = {clip.id for clip in clips if clip.split == "heldout"}
         assert left == {clip.id for clip in more} - heldout - {clip.id for clip in kept}
+
+        coded = {"id": kept[0].id, "split": "train", "semantic": np.arange(100), "fine": np.zeros((8, 150), int)}
+        data.write(tmp_path / "rows.parquet", [coded, {"id": kept[1].id, "split": "train", "semantic": np.arange(4)}])
+        of, heard = corpus.known(more, tmp_path / "rows.parquet")
+        assert {clip.id for clip in of} == heldout | {clip.id for clip in kept[:2]}
+        assert heard == [{"id": kept[0].id, "seconds": 2.0, "errors": 0, "words": 0}]
 
     def test_mixes(self) -> None:
         found = corpus.speakers(30, NAMES)
@@ -821,35 +827,49 @@ class TestRows:
         with pytest.raises(FileExistsError, match="made-from"):
             rows.write(work)
 
-    def test_a_sample_is_of_what_is_trained_on_and_grows(self, work: Path) -> None:
-        three = units.sample(work, 3)
-        assert {id_ for id_, _ in three} == {"v0/0", "recordings/train/19-1-0"}
-        assert units.sample(work, 1) == three[:1]
+    def test_units_are_learnt_from_what_was_read_aloud(self, work: Path) -> None:
+        assert [clip.id for clip in units.read_aloud(work, bulk=0)] == ["v0/0", "v3/0"]  # one to train on, one held out
 
-    def test_labels_are_of_one_set_of_clusters(self, work: Path) -> None:
-        class Features:
-            def __call__(self, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                n = len(audio) // units.FRAME
-                return np.random.default_rng(n).standard_normal((n, units.N_FEATURES)), np.arange(n) % units.KEPT
+    def test_rows_get_other_units(self, work: Path) -> None:
+        pq = pytest.importorskip("pyarrow.parquet")
+        rows.write(work)
+        ((_, before),) = [(path, pq.read_table(path).to_pylist()) for path in (work / "rows").glob("said-*.parquet")]
+        (work / "rows").rename(work / "before")
+        save_units(work, seed=1)
+        audio = corpus.audio_path(work, "v0/0")
+        kept = audio.read_bytes()
+        audio.unlink()
+        with pytest.raises(FileNotFoundError, match=r"v0/0\.flac: `corpus speak` or `rows --copies` makes it"):
+            rows.write_relabelled(work, work / "before")
+        audio.write_bytes(kept)
+        rows.write_relabelled(work, work / "before")
+        ((path, now),) = [(path, pq.read_table(path).to_pylist()) for path in (work / "rows").glob("said-*.parquet")]
+        network = networks.load(work / "units" / "units.safetensors")
+        for old, new in zip(before, now, strict=True):
+            heard = networks.encode(network, listen.load(corpus.audio_path(work, new["id"]), SMALL.sample_rate))
+            np.testing.assert_array_equal(new["semantic"], heard[: len(new["semantic"])])
+            assert {**old, "semantic": 0} == {**new, "semantic": 0}
+        written = path.stat().st_mtime_ns
+        rows.write_relabelled(work, work / "before")
+        assert path.stat().st_mtime_ns == written
 
-        def save(seed: int) -> None:
-            centres = np.random.default_rng(seed).standard_normal((4, units.N_FEATURES))
-            np.savez(work / "units" / "clusters.npz", means=np.zeros((units.KEPT, units.N_FEATURES)), centres=centres)
-
-        features: Any = Features()
-        save(0)
-        units.label(work, features, clips=0)
-        path = units.label_path(work, "v3/0")
-        before = path.read_bytes()
-        assert not units.label_path(work, "v0/0").exists()
-        units.label(work, features, clips=9)
-        assert path.read_bytes() == before and units.label_path(work, "v0/0").exists()
-        save(1)
-        with pytest.raises(ValueError, match="was made with other clusters: remove it"):
-            units.label(work, features, clips=9)
+    def test_copies_are_what_the_codec_makes_of_rows(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pq = pytest.importorskip("pyarrow.parquet")
+        monkeypatch.setattr(rows, "CONFIG", dataclasses.replace(SMALL, sample_rate=24_000))
+        rows.write(work)
+        there = corpus.audio_path(work, "v0/0").read_bytes()
+        corpus.audio_path(work, "v1/0").unlink()
+        rows.write_copies(work, work / "rows")
+        assert corpus.audio_path(work, "v0/0").read_bytes() == there
+        (table,) = (pq.read_table(path) for path in (work / "rows").glob("said-*.parquet"))
+        (row,) = (row for row in table.to_pylist() if row["id"] == "v1/0")
+        codec = evaluate.load_codec(work / "codec" / "codec.safetensors")
+        wanted = codecs.decode(codec, np.array(row["fine"], np.int32))
+        copy = listen.load(corpus.audio_path(work, "v1/0"), 24_000)
+        np.testing.assert_allclose(copy, np.clip(wanted, -1, 1), atol=1e-4)
 
     def test_what_was_not_labelled_is_said_before_anything_is_judged(self, work: Path) -> None:
-        with pytest.raises(ValueError, match="v3/0 has no units to compare with, as 1 have none: run `units label`"):
+        with pytest.raises(ValueError, match="v3/0 has no units to compare with, as 1 have none: run `units align`"):
             evaluate.check_labels(work)
 
 
@@ -859,16 +879,69 @@ def save_units(work: Path, *, seed: int) -> None:
     networks.save(work / "units" / "units.safetensors", config, weights.names(network))
 
 
+class TestSounds:
+    """Phonemes, and where they are."""
+
+    def test_they_are_what_is_heard_of_a_reading(self) -> None:
+        assert sounds.sounds("ˈæftəɹ, jˌuː") == [
+            *(("ˈæ", 0), ("f", 0), ("t", 0), ("ə", 0), ("ɹ", 0)),
+            *(("j", 2), ("u", 0)),
+        ]
+        assert sounds.sounds("ðə kˈæt") == [("ð", 0), ("ə", 0), ("k", 1), ("ˈæ", 0), ("t", 0)]
+
+    def test_pauses_may_be_at_the_ends_and_between_words(self) -> None:
+        said, names = [("a", 0), ("b", 1), ("c", 0), ("a", 2)], ["_", "a", "b", "c"]
+        assert sounds.states(said, names).tolist() == [0, 1, 0, 2, 3, 0, 1, 0]
+        assert sounds.states(said, names, least=2).tolist() == [0, 1, 2, 3, 0, 1, 0]
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_likeliest_way_is_the_best_of_all(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        ways = [np.array([0, 1, 0, 2, 0]), np.array([0, 3, 0])]
+        lengths = np.array([6, 4])
+        scores = rng.standard_normal((2, 6, 4)).astype(np.float32)
+        found = sounds.likeliest(scores, lengths, ways)
+        for i, (way, length) in enumerate(zip(ways, lengths, strict=True)):
+            best = max(every_way(way, length), key=lambda path: worth(path, way, scores[i]))
+            np.testing.assert_array_equal(found[i], way[list(best)])
+
+    def test_a_clip_has_a_frame_for_every_sound(self) -> None:
+        with pytest.raises(ValueError, match="a clip has 1 frames and 2 sounds"):
+            sounds.likeliest(np.zeros((1, 1, 3), np.float32), np.array([1]), [np.array([0, 1, 0, 2, 0])])
+
+    @pytest.mark.parametrize("total", (10, 17, 50))
+    def test_every_sound_has_units_and_the_widest_the_most(self, total: int) -> None:
+        n = units.shares([9.0, 1.0, 5.0, 0.0, 2.0], total, first=3)
+        assert n.sum() == total and n[0] == 3 and n.min() >= 1
+        assert n[2] >= n[4] >= n[1] >= n[3] == 1
+
+
+def every_way(way: np.ndarray, length: int) -> list[tuple[int, ...]]:
+    """All ways of `length` frames through states, where pauses may be left out."""
+    paths = [(state,) for state in (0, 1)]
+    for _ in range(length - 1):
+        paths = [
+            (*path, path[-1] + step)
+            for path in paths
+            for step in (0, 1, 2)
+            if path[-1] + step < len(way) and (step < 2 or way[path[-1] + 1] == 0)
+        ]
+    return [path for path in paths if path[-1] >= len(way) - 2]
+
+
+def worth(path: tuple[int, ...], way: np.ndarray, scores: np.ndarray) -> float:
+    moves = sum(sounds.STAY if a == b else sounds.GO for a, b in itertools.pairwise(path))
+    return float(moves + sum(scores[t, way[state]] for t, state in enumerate(path)))
+
+
 def test_units_and_audio_of_a_crop_are_of_the_same_time() -> None:
     config = networks.UnitsConfig()
     clips = []
     for frames in (30, 80):
         labels = np.arange(100, 100 + frames)
-        vectors = np.repeat(labels[:, None], units.N_FEATURES, axis=1).astype(np.float16)
-        clips.append((np.repeat(labels * 100, config.hop).astype(np.int16), labels.astype(np.uint16), vectors))
-    audio, found, vectors = units.crops(clips, np.random.default_rng(0), 12, 1.0, config)
+        clips.append((np.repeat(labels * 100, config.hop).astype(np.int16), labels.astype(np.uint16)))
+    audio, found = units.crops(clips, np.random.default_rng(0), 12, 1.0, config)
     assert audio.shape == (12, 24_000) and found.shape == (12, 50)
-    np.testing.assert_array_equal(vectors[..., 7], np.maximum(found, 0))
     for row, labels in zip(audio.reshape(12, 50, config.hop).mean(axis=-1), found, strict=True):
         known = labels >= 0
         assert known.sum() in (30, 50)
@@ -876,24 +949,55 @@ def test_units_and_audio_of_a_crop_are_of_the_same_time() -> None:
         np.testing.assert_allclose(row[~known] / row[0], 0, atol=0.02)
 
 
-def test_the_network_of_units_is_trained_and_kept(tmp_path: Path) -> None:
-    soundfile = pytest.importorskip("soundfile")
-    (tmp_path / "plan.jsonl").touch()
+TONES = {"a": 300.0, "b": 900.0, "c": 2500.0}
+"""Of the sounds of a language of three."""
+
+
+def test_units_are_learnt_from_clips_and_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile, _ = pytest.importorskip("soundfile"), pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
-    id_ = "recordings/train/19-1-0"
-    made = [tmp_path / f"{id_}.flac", units.label_path(tmp_path, id_), units.vectors_path(tmp_path, id_)]
-    for path in made:
+    clips, truth = [], {}
+    for i in range(14):
+        said = "".join(a for a in rng.choice([*TONES], 8))
+        split, voice = "heldout" if i > 11 else "train", f"v{i % 3}"
+        clips.append(corpus.Clip(f"{voice}/{i}", voice, "kokoro", split, said, False, 1.0, 0, {}, {}))
+        lasts = rng.integers(4, 9, len(said))
+        truth[clips[-1].id] = np.repeat([1 + [*TONES].index(sound) for sound in said], lasts)
+        wave = np.concatenate(
+            [np.sin(2 * np.pi * TONES[s] * np.arange(480 * n) / 24_000) for s, n in zip(said, lasts, strict=True)]
+        )
+        path = corpus.audio_path(tmp_path, clips[-1].id)
         path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(made[0], 0.1 * rng.standard_normal(24_000), 24_000)
-    np.save(made[1], np.full(50, 7, np.uint16))
-    np.save(made[2], rng.standard_normal((50, units.N_FEATURES)).astype(np.float16))
-    settings = {"batch": 2, "seconds": 0.4, "rate": 2e-3, "minutes": 1e9}
+        soundfile.write(path, 0.1 * wave + 1e-4 * rng.standard_normal(len(wave)), 24_000)
+    corpus.write_lines(tmp_path / "plan.jsonl", [clip.__dict__ for clip in clips])
+    heard = [{"id": clip.id, "seconds": 2.0, "errors": 0, "words": 1} for clip in clips]
+    corpus.write_lines(tmp_path / "heard.jsonl", heard)
+    monkeypatch.setattr(units, "CODES", 6)
+    monkeypatch.setattr(units, "RARE", 20)
+    monkeypatch.setattr(units, "N_PAUSES", 1)
+    monkeypatch.setattr(units, "N_UNITS", 6)
+    units.align(tmp_path, bulk=0, rounds=(30, 30), read=lambda text, *, british: text)
+    right = [np.load(units.sound_path(tmp_path, id_)) == known for id_, known in truth.items()]
+    assert np.mean(np.concatenate(right)) > 0.85
+    units.cluster(tmp_path, bulk=0)
+    of_sound = units.sound_of_units(tmp_path)
+    assert len(of_sound) == 6 and set(of_sound) == {0, 1, 2, 3}
+    for clip in clips:
+        labels, known = (np.load(path(tmp_path, clip.id)) for path in (units.label_path, units.sound_path))
+        np.testing.assert_array_equal(of_sound[labels], known)
+
+    settings = {"bulk": 0, "batch": 2, "seconds": 0.4, "rate": 2e-3, "minutes": 1e9}
     units.train(tmp_path, steps=3, **settings)
     path = tmp_path / "units" / "units.safetensors"
     before = path.read_bytes()
     assert networks.encode(networks.load(path), np.zeros(9600, np.float32)).shape == (20,)
     units.train(tmp_path, steps=3, **settings)  # there is nothing to do
     assert path.read_bytes() == before
+    monkeypatch.setattr(units, "N_UNITS", 5)
+    with pytest.raises(ValueError, match="was made with other clusters: remove it"):
+        units.cluster(tmp_path, bulk=0)
+    with pytest.raises(FileNotFoundError, match="run `units align` first"):
+        units.cluster(tmp_path / "elsewhere", bulk=0)
 
 
 def test_units_are_judged_by_frame_and_by_sentence(tmp_path: Path) -> None:
@@ -919,10 +1023,13 @@ def test_units_are_judged_by_frame_and_by_sentence(tmp_path: Path) -> None:
         known = networks.encode(network, listen.load(path, 24_000)).astype(np.uint16)
         known[::5] += 1  # 10 of 50 frames
         np.save(labels, known)
+    np.savez(units.clusters_path(tmp_path), n=np.array([1, 39]))
     found = evaluate.judge_units(tmp_path)
     assert found == {"unit_agreement": pytest.approx(0.8), "unit_order": 1.0}
     lines = (tmp_path / "evaluation" / "codec" / "units.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"clip": clip.id, "right": 40, "frames": 50} for clip in clips]
+    for line, clip in zip(lines, clips, strict=True):
+        row = json.loads(line)
+        assert 40 <= row.pop("sound") <= 50 and row == {"clip": clip.id, "right": 40, "frames": 50}
 
 
 def test_spectra_of_other_voices_keep_their_time() -> None:

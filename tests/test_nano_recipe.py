@@ -253,6 +253,42 @@ def test_training_goes_on_from_kept_networks(tmp_path: Path, first: Any) -> None
         assert all(np.array_equal(x, expected[name].astype(np.float32)) for name, x in found.items())
 
 
+def test_training_goes_on_with_other_units(tmp_path: Path, first: Any) -> None:
+    """A new unit begins as the mean of the units before that were in its frames; all else is as it was."""
+    frames = {"a": ([1, 1, 2, 2, 2, 9], [5, 5, 5, 6, 6]), "b": ([3, 3], [5, 5])}
+    for folder, which in (("before", 0), ("now", 1)):
+        made = [{"id": id_, "semantic": np.array(both[which])} for id_, both in frames.items()]
+        (tmp_path / folder).mkdir()
+        data.write(tmp_path / folder / "said-00000.parquet", [{**row, "voice": "v", "split": "train"} for row in made])
+    meant = gpts.meaning(tmp_path / "before", tmp_path / "now")
+    np.testing.assert_allclose(meant.sum(axis=1), 1, rtol=1e-5)
+    overall = np.bincount([1, 1, 2, 2, 2, 3, 3], minlength=500) / 7
+    np.testing.assert_allclose(meant[5], (np.bincount([1, 1, 2, 3, 3], minlength=500) + overall) / 6, atol=1e-6)
+    np.testing.assert_allclose(meant[77], overall, atol=1e-6)
+
+    gpts.begin(tmp_path / "first", write_kept(tmp_path, first), meant=meant)
+    for network, names in (("semantic", ("wte.weight", "lm_head.weight")), ("coarse", ("wte.weight",)), ("fine", ())):
+        found = weights.read_network(tmp_path / "first" / f"{network}.safetensors", CONFIG, network)
+        for name, x in first[network].items():
+            wanted = np.concatenate([meant @ x[:500], x[500:]]) if name in names else x
+            np.testing.assert_allclose(found[name], wanted, atol=1e-5, err_msg=f"{network} {name}")
+    data.write(
+        tmp_path / "now" / "said-00000.parquet",
+        [{"id": "c", "semantic": np.ones(4, int), "voice": "v", "split": "train"}],
+    )
+    with pytest.raises(ValueError, match="have no clip in common"):
+        gpts.meaning(tmp_path / "before", tmp_path / "now")
+
+
+def write_kept(folder: Path, networks: Any) -> Path:
+    """Networks as `assemble` writes them, but in float32."""
+    (folder / "kept").mkdir()
+    for network, tensors in networks.items():
+        sharp = gpts._sharper(tensors, gpts.SHARPER.get(network, 1))
+        weights.write_file(folder / "kept" / f"{network}.safetensors", sharp)
+    return folder / "kept"
+
+
 def test_sharper_logits(first: Any) -> None:
     """What is shipped has logits a factor larger, whether heads are tables of their own or of the inputs as well."""
     ids = np.random.default_rng(0).integers(0, 300, (1, 20, CONFIG.fine.n_codebooks))

@@ -137,6 +137,28 @@ def missing(clips: Iterable[Clip], rows: Path) -> Iterator[Clip]:
     return (clip for clip in clips if clip.split != "heldout" and clip.id not in there)
 
 
+def known(clips: Iterable[Clip], rows: Path) -> tuple[list[Clip], list[dict[str, Any]]]:
+    """The clips of a plan that a folder of rows has, and those held out; and lines for ``heard.jsonl``.
+
+    Rows with codes are of clips that whisper understood; how many words it heard they do not say: ``words`` is 0.
+    """
+    from pyarrow import parquet
+
+    from bark_jax.train import data
+
+    there, heard = set(), []
+    for file in data.find([rows]):
+        table = parquet.read_table(file, columns=["id", "semantic", "fine"])
+        coded = table["fine"].is_valid().to_pylist()
+        for id_, units, understood in zip(
+            *(table[name].to_pylist() for name in ("id", "semantic")), coded, strict=True
+        ):
+            there.add(id_)
+            if understood:
+                heard.append({"id": id_, "seconds": len(units) / 50, "errors": 0, "words": 0})
+    return [clip for clip in clips if clip.split == "heldout" or clip.id in there], heard
+
+
 def _weights(rng: random.Random, names: Sequence[str]) -> dict[str, float]:
     drawn = [rng.uniform(0.2, 1.0) for _ in names]
     return {name: round(x / sum(drawn), 3) for name, x in zip(names, drawn, strict=True)}
@@ -358,7 +380,8 @@ def record(work: Path, shared: Path) -> None:
 
 
 def audio_path(work: Path, id: str) -> Path:
-    return work / "audio" / f"{id}.flac"
+    """File of a clip, or of a recording (``recordings/SPLIT/NAME``)."""
+    return (work if id.startswith("recordings/") else work / "audio") / f"{id}.flac"
 
 
 def recorded(work: Path, split: str) -> Path:
@@ -454,6 +477,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     planning.add_argument("--minutes", type=float, default=2.2, help="of each of them (2.2)")
     planning.add_argument("--named-minutes", type=float, default=12.0, help="more, of each that is no mix (12)")
     planning.add_argument("--without", type=Path, help="leave out clips of this folder of rows, and held-out ones")
+    planning.add_argument("--of", type=Path, help="the clips of this folder of rows, and held-out ones, alone")
     speaking = commands.add_parser("speak", parents=[places], help="make the audio")
     speaking.add_argument("--workers", type=int, default=2, help="processes (2)")
     speaking.add_argument("--teacher", choices=TEACHERS, help="only what this one says")
@@ -482,6 +506,9 @@ def _run(options: argparse.Namespace, work: Path, assets: Path) -> None:
         )
         if options.without is not None:
             clips = list(missing(clips, options.without))
+        if options.of is not None:
+            clips, heard = known(clips, options.of)
+            write_lines(work / "heard.jsonl", heard)
         write_lines(work / "plan.jsonl", map(dataclasses.asdict, clips))
         print(f"{len(clips):,} clips of {len({clip.voice for clip in clips})} voices")
     elif options.command == "speak":

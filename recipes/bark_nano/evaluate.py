@@ -148,20 +148,23 @@ def word_errors(work: Path, rows: Sequence[dict[str, Any]], whisper: Any) -> tup
 
 
 def check_labels(work: Path) -> None:
-    """Raises `ValueError` if something held out has no k-means units to be compared with."""
+    """Raises `ValueError` if a held-out clip of the corpus has no units to be compared with."""
     from recipes.bark_nano import units
 
-    heldout = [id_ for id_, _, split in units.sources(work) if split == "heldout"]
+    heldout = [clip.id for clip in units.read_aloud(work, bulk=0) if clip.split == "heldout"]
     if missing := [id_ for id_ in heldout if not units.label_path(work, id_).is_file()]:
-        raise ValueError(f"{missing[0]} has no units to compare with, as {len(missing)} have none: run `units label`")
+        raise ValueError(
+            f"{missing[0]} has no units to compare with, as {len(missing)} have none: run `units align` and `cluster`"
+        )
 
 
 def judge_units(work: Path) -> dict[str, float]:
     """How well the network of step 2 does on held-out voices.
 
-    ``unit_agreement`` is the share of its frames that are the k-means unit. ``unit_order`` is the share of comparisons
-    where one sentence by two voices is nearer than two sentences by one of them; distances are edit distances of the
-    network's units over the length of the longer sequence.
+    ``unit_agreement`` is the share of its frames that are the unit which `units cluster` gave them, knowing what is
+    said and how the voice sounds on average. Where the network finds the same sound, if not the same unit, is printed
+    beside it. ``unit_order`` is the share of comparisons where one sentence by two voices is nearer than two sentences
+    by one of them; distances are edit distances of the network's units over the length of the longer sequence.
     """
     from rapidfuzz.distance import Levenshtein
 
@@ -172,20 +175,22 @@ def judge_units(work: Path) -> dict[str, float]:
     clips = {clip.id: clip for clip in corpus.read_plan(work)}
     found: dict[str, np.ndarray] = {}
     rows: list[dict[str, Any]] = []
-    for id_, path, split in units.sources(work):
-        if split == "heldout":
-            found[id_] = networks.encode(network, read(path, RATE))
-            known = np.load(units.label_path(work, id_))
-            n = min(len(known), len(found[id_]))
-            rows.append({"clip": id_, "right": int(np.sum(found[id_][:n] == known[:n])), "frames": n})
+    sound = units.sound_of_units(work)
+    for clip in units.read_aloud(work, bulk=0):
+        if clip.split == "heldout":
+            found[clip.id] = networks.encode(network, read(corpus.audio_path(work, clip.id), RATE))
+            known = np.load(units.label_path(work, clip.id))
+            n = min(len(known), len(found[clip.id]))
+            ours, wanted = found[clip.id][:n], known[:n]
+            same = {"right": int(np.sum(ours == wanted)), "sound": int(np.sum(sound[ours] == sound[wanted]))}
+            rows.append({"clip": clip.id, **same, "frames": n})
     corpus.write_lines(work / "evaluation" / "codec" / "units.jsonl", rows)
 
-    def share(ours: bool) -> float:
-        some = [row for row in rows if (row["clip"] in clips) == ours]
-        return sum(row["right"] for row in some) / max(1, sum(row["frames"] for row in some))
+    def share(key: str) -> float:
+        return sum(row[key] for row in rows) / max(1, sum(row["frames"] for row in rows))
 
     voices: dict[str, dict[str, np.ndarray]] = {}
-    for id_ in sorted(found.keys() & clips.keys()):
+    for id_ in sorted(found):
         voices.setdefault(clips[id_].voice, {})[clips[id_].text] = found[id_]
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -199,12 +204,12 @@ def judge_units(work: Path) -> dict[str, float]:
                 same.append(distance(voices[one][a], voices[two][a]))
                 other.append(distance(voices[one][a], voices[one][b]))
                 ordered.append(same[-1] < other[-1])
-    agreed = f"{share(True):.1%} (held-out voices), {share(False):.1%} (LibriSpeech)"
-    print(f"units            {agreed} of the frames agree with k-means")
+    right, sound_right = (f"{share(key):.1%}" for key in ("right", "sound"))
+    print(f"units            {right} of the frames of held-out voices agree, {sound_right} in the sound")
     print(
         f"                 edit distance {np.mean(same):.3f} of one sentence by two voices, {np.mean(other):.3f} of two"
     )
-    return {"unit_agreement": share(True), "unit_order": float(np.mean(ordered))}
+    return {"unit_agreement": share("right"), "unit_order": float(np.mean(ordered))}
 
 
 def picture(work: Path, rows: Sequence[dict[str, Any]], count: int = 4) -> Path:

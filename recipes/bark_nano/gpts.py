@@ -20,7 +20,7 @@ import json
 import re
 import string
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,19 +170,27 @@ def settings(codec: Path, units: Path) -> BarkConfig:
     return dataclasses.replace(config(), fingerprint=f"{config().fingerprint}-{digest[:8]}")
 
 
-def begin(folder: Path, trained: Path | None = None, *, codec: Path = SHIPPED / "codec.safetensors") -> None:
+def begin(
+    folder: Path,
+    trained: Path | None = None,
+    *,
+    codec: Path = SHIPPED / "codec.safetensors",
+    meant: np.ndarray | None = None,
+) -> None:
     """Write a native folder to train from.
 
     Args:
       trained: a folder with some of ``semantic.safetensors``, ``coarse.safetensors``, ``fine.safetensors`` to go on
         from; the others, and without it all, are first weights (see `first_weights`).
+      meant: what `meaning` gives, if `trained` knows other units.
     """
     settings = config()
     with weights.Writer(folder, settings, TOKENIZER.read_text("utf-8")) as writer:
         for network in STAGES.values():
             path = None if trained is None else trained / f"{network}.safetensors"
             if path is not None and path.is_file():
-                writer.write(network, _trained(path, network))
+                tensors = _trained(path, network)
+                writer.write(network, tensors if meant is None else _translated(tensors, network, meant))
                 continue
             module = weights.build(settings, network)
             random = {name: np.asarray(x) for name, x in weights.names(module).items()}
@@ -235,6 +243,38 @@ def _trained(path: Path, network: str) -> dict[str, np.ndarray]:
     written = dataclasses.replace(part, network=dataclasses.replace(part.network, n_layer=n_written))
     tensors = weights.read_network(path, dataclasses.replace(config(), **{network: written}), network)
     return first_weights.deeper(_sharper(tensors, 1 / SHARPER.get(network, 1)), part.network.n_layer)
+
+
+def meaning(before: Path, now: Path) -> np.ndarray:
+    """(U, U) float32: of each unit of one folder of rows, the shares of the other's units in the same frames.
+
+    Raises:
+      ValueError: the folders have no clip in common.
+    """
+    old = {row["id"]: row["semantic"] for row in _rows(before, ["id", "semantic"])}
+    counts = np.zeros((N_UNITS, N_UNITS))
+    for row in _rows(now, ["id", "semantic"]):
+        if row["id"] in old:
+            n = min(len(old[row["id"]]), len(row["semantic"]))
+            np.add.at(counts, (row["semantic"][:n], old[row["id"]][:n]), 1)
+    if not counts.any():
+        raise ValueError(
+            f"{before} and {now} have no clip in common: nothing says what the units of one are in the other"
+        )
+    counts += counts.sum(axis=0) / counts.sum()  # of a unit that never occurred
+    return (counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for file in data.find([folder]):
+        yield from pyarrow.parquet.read_table(file, columns=list(columns)).to_pylist()
+
+
+def _translated(tensors: Mapping[str, np.ndarray], network: str, meant: np.ndarray) -> dict[str, np.ndarray]:
+    """Tensors whose vectors of units are those of the units before, in the shares of `meant`."""
+    names = {"semantic": ("wte.weight", "lm_head.weight"), "coarse": ("wte.weight",), "fine": ()}[network]
+    made = {name: np.concatenate([meant @ tensors[name][: len(meant)], tensors[name][len(meant) :]]) for name in names}
+    return {**tensors, **made}
 
 
 def products(work: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -301,6 +341,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=corpus.WORK)
     parser.add_argument("--trained", type=Path, help="of begin: a folder with trained networks to go on from")
     parser.add_argument(
+        "--before", type=Path, metavar="ROWS", help="of begin: rows with the units that the trained networks know"
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         help="a new folder; default: WORK/first of begin, WORK/voices of voices, WORK/bark-nano of assemble",
@@ -315,7 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.step == "pieces":
             pieces(options.rows, TOKENIZER)
         elif options.step == "begin":
-            begin(options.out or options.work / "first", options.trained, codec=codec)
+            meant = None if options.before is None else meaning(options.before, options.rows)
+            begin(options.out or options.work / "first", options.trained, codec=codec, meant=meant)
         elif options.step == "voices":
             without_bulk(options.rows, options.out or options.work / "voices")
         else:

@@ -20,6 +20,9 @@ among many paces.
 
 ``--recode ROWS --before CODEC`` writes ROWS, made with another codec, with the codes of this one, of the audio that the
 other makes of its codes: minutes, where speaking the corpus again takes hours. Units and texts stay.
+
+``--copies ROWS`` writes the audio of their codes to WORK/audio, where the corpus is not there; ``--relabel ROWS``
+writes ROWS with the units that WORK's network hears in WORK/audio. Texts and codes stay.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ import pyarrow.parquet
 from bark_jax import codec as codecs
 from bark_jax import units as networks
 from bark_jax.audio import read, resample
+from bark_jax.audio import write as write_audio
 from bark_jax.train import data
 from recipes.bark_nano import corpus, evaluate, run, units
 from recipes.bark_nano.train_codec import CONFIG, digest
@@ -78,20 +82,30 @@ def voice_of(id_: str) -> str:
     return "recorded-" + id_.rsplit("/", 1)[-1].split("-")[0].split("_")[0]
 
 
+DIGESTS: dict[str, Callable[[Path], str]] = {
+    "codec": digest,
+    "units": lambda network: hashlib.sha256(network.read_bytes()).hexdigest(),
+}
+"""Of the two files that rows depend on."""
+
+
 def made_from(codec: Path, network: Path) -> dict[str, str]:
     """SHA-256 of what rows depend on: encoder and codebooks of a codec, but not its decoder, and the units' network."""
-    return {"codec": digest(codec), "units": hashlib.sha256(network.read_bytes()).hexdigest()}
+    return {name: DIGESTS[name](file) for name, file in (("codec", codec), ("units", network))}
 
 
-def check(rows: Path, codec: Path, network: Path) -> None:
-    """Raises `ValueError` if rows are not of a codec and a network: their numbers would mean something else."""
+def check(rows: Path, codec: Path, network: Path | None) -> None:
+    """Raises `ValueError` if rows are not of a codec and a network: their numbers would mean something else.
+
+    Args:
+      network: None: whatever units they have.
+    """
     about = rows / "made-from.json"
     if not about.is_file():
         raise FileNotFoundError(f"{rows} has no {about.name}: it is no folder of `python -m recipes.bark_nano.rows`")
     made = json.loads(about.read_text("utf-8"))
-    for name, now in made_from(codec, network).items():
-        if made[name] != now:
-            file = {"codec": codec, "units": network}[name]
+    for name, file in (("codec", codec), ("units", network)):
+        if file is not None and made[name] != DIGESTS[name](file):
             raise ValueError(f"{rows} was made with another {name} than {file}: take the rows or the file of the other")
 
 
@@ -257,17 +271,78 @@ def recoded(rows: Sequence[dict[str, Any]], old: codecs.Codec, new: codecs.Codec
             yield row | {"fine": fine} | ({"coarse": fine[:2]} if row.get("coarse") is not None else {})
 
 
-def write_recoded(work: Path, others: Path, before: Path) -> None:
-    """Write what is not there yet."""
+def rewrite(work: Path, others: Path, changed: Callable[[list[dict[str, Any]]], Iterable[dict[str, Any]]]) -> None:
+    """Write WORK/rows, each file of `others` with its rows changed, where it is not there yet."""
     files = sorted(others.glob("*.parquet"))
     if not files:
-        raise FileNotFoundError(f"{others} has no .parquet files: there is nothing to recode")
+        raise FileNotFoundError(f"{others} has no .parquet files: there are no rows to change")
     folder, began = begin(work), time.monotonic()
-    old, new = evaluate.load_codec(before), evaluate.load_codec(work / "codec" / "codec.safetensors")
     for number, file in enumerate(files, 1):
         if not (folder / file.name).is_file():
-            data.write(folder / file.name, recoded(pyarrow.parquet.read_table(file).to_pylist(), old, new))
+            data.write(folder / file.name, changed(pyarrow.parquet.read_table(file).to_pylist()))
             print(f"{file.name}, {number} of {len(files)}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def write_recoded(work: Path, others: Path, before: Path) -> None:
+    """Write `others` with the codes of WORK's codec."""
+    old, new = evaluate.load_codec(before), evaluate.load_codec(work / "codec" / "codec.safetensors")
+    rewrite(work, others, lambda rows: recoded(rows, old, new))
+
+
+def relabelled(work: Path, rows: Iterable[dict[str, Any]], network: networks.Network) -> Iterator[dict[str, Any]]:
+    """Rows with the units of a network, of WORK's audio.
+
+    Raises:
+      FileNotFoundError: a clip is not there.
+    """
+    for row in rows:
+        path = corpus.audio_path(work, row["id"])
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path}: `corpus speak` or `rows --copies` makes it")
+        heard = networks.encode(network, read(path, CONFIG.sample_rate))
+        if row.get("fine") is None:
+            yield row | {"semantic": heard}
+        else:
+            semantic, fine = fit(heard, np.array(row["fine"], np.int32))
+            yield row | {"semantic": semantic, "fine": fine} | ({"coarse": fine[:2]} if row.get("coarse") else {})
+
+
+def write_relabelled(work: Path, others: Path) -> None:
+    """Write `others` with the units of WORK's network.
+
+    Raises:
+      ValueError: the rows are of another codec than WORK's.
+    """
+    check(others, work / "codec" / "codec.safetensors", None)
+    network = networks.load(work / "units" / "units.safetensors")
+    rewrite(work, others, lambda rows: relabelled(work, rows, network))
+
+
+def write_copies(work: Path, others: Path) -> None:
+    """Write the audio of rows' codes where the corpus is not there: WORK/audio/ID.flac.
+
+    Raises:
+      ValueError: the rows are of another codec than WORK's.
+    """
+    codec_path = work / "codec" / "codec.safetensors"
+    check(others, codec_path, None)
+    codec, began = evaluate.load_codec(codec_path), time.monotonic()
+    files = sorted(others.glob("said-*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{others} has no said-*.parquet: there are no codes to make audio of")
+    for number, file in enumerate(files, 1):
+        made = pyarrow.parquet.read_table(file, columns=["id", "fine"]).to_pylist()
+        missing = [row for row in made if not corpus.audio_path(work, row["id"]).is_file()]
+        missing.sort(key=lambda row: len(row["fine"][0]))
+        for start in range(0, len(missing), CLIPS_AT_ONCE):
+            some = missing[start : start + CLIPS_AT_ONCE]
+            given = [np.array(row["fine"], np.int32) for row in some]
+            given += given[:1] * (CLIPS_AT_ONCE - len(some))  # as many rows in every call: compiled once
+            for row, audio in zip(some, codecs.decode(codec, given), strict=False):
+                path = corpus.audio_path(work, row["id"])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_audio(path, np.asarray(audio), CONFIG.sample_rate)
+        print(f"{file.name}, {number} of {len(files)}, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,7 +352,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shift", type=Path, metavar="ROWS", help="the voices of these rows at other paces")
     parser.add_argument("--recode", type=Path, metavar="ROWS", help="these rows, with the codes of WORK's codec")
     parser.add_argument("--before", type=Path, metavar="CODEC", help="of --recode: the codec.safetensors of these rows")
+    parser.add_argument("--relabel", type=Path, metavar="ROWS", help="these rows, with the units of WORK's network")
+    parser.add_argument("--copies", type=Path, metavar="ROWS", help="audio of these rows' codes, where WORK has none")
     options = parser.parse_args(argv)
+    if options.relabel is not None:
+        return run(lambda: write_relabelled(options.work, options.relabel))
+    if options.copies is not None:
+        return run(lambda: write_copies(options.work, options.copies))
     if (options.recode is None) != (options.before is None):
         parser.error("--recode ROWS and --before CODEC go together: ROWS do not say what a code of theirs sounds like")
     if options.recode is not None:
